@@ -1,0 +1,92 @@
+//! Private contents: who may read at the origin may read here, and nobody else.
+
+use super::*;
+use crate::Offline;
+
+const PRIVATE: &str = "private/a";
+
+/// The answer is the origin's refusal, with its challenge.
+#[track_caller]
+fn assert_refused(registry: &Registry, answer: &Answer) {
+    assert_eq!(answer.status, 401);
+    let challenge = format!("Bearer realm=\"http://{}/token\",service=\"s\"", registry.name);
+    assert_eq!(answer.header("www-authenticate"), Some(challenge.as_str()));
+}
+
+#[tokio::test]
+async fn the_challenge_is_relayed_and_its_token_accepted() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let content = bytes(MIB);
+    let layer = registry.blob(PRIVATE, &content, None);
+    let image = registry.manifest(PRIVATE, b"{\"layers\": []}", "text/x");
+    for path in [
+        manifest(&registry, PRIVATE, "latest"),
+        manifest(&registry, PRIVATE, &image),
+        blob(&registry, PRIVATE, &layer),
+    ] {
+        for method in [Method::HEAD, Method::GET] {
+            let refused = world.ask(method.clone(), &path, &[]).await;
+            assert_refused(&registry, &refused);
+            assert_eq!(world.ask(method, &path, &[("authorization", TOKEN)]).await.status, 200, "{path}");
+        }
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn cached_private_contents_are_not_for_everybody() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let layer = registry.blob(PRIVATE, &bytes(MIB), None);
+    let image = registry.manifest(PRIVATE, b"{\"layers\": []}", "text/x");
+    let paths = [manifest(&registry, PRIVATE, &image), blob(&registry, PRIVATE, &layer)];
+    for path in &paths {
+        world.ask(Method::GET, path, &[("authorization", TOKEN)]).await.content();
+    }
+    for path in &paths {
+        for method in [Method::HEAD, Method::GET] {
+            for headers in [&[][..], &[("authorization", "Bearer wrong")], &[("range", "bytes=0-9")]] {
+                assert_refused(&registry, &world.ask(method.clone(), path, headers).await);
+            }
+            assert_eq!(world.ask(method, path, &[("authorization", TOKEN)]).await.status, 200);
+        }
+    }
+    // The same content through a repository that does not have it.
+    let elsewhere = world.ask(Method::GET, &blob(&registry, "public", &layer), &[]).await;
+    assert_eq!(elsewhere.status, 404);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pull_is_checked_by_its_tag_and_manifest_alone() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let layer = registry.blob(PRIVATE, &bytes(MIB), None);
+    let json = format!("{{\"layers\": [{{\"digest\": \"{layer}\"}}]}}");
+    let image = registry.manifest(PRIVATE, json.as_bytes(), "text/x");
+    let token = [("authorization", TOKEN)];
+    world.ask(Method::HEAD, &manifest(&registry, PRIVATE, "latest"), &token).await.content();
+    world.ask(Method::GET, &manifest(&registry, PRIVATE, &image), &token).await.content();
+    world.ask(Method::GET, &blob(&registry, PRIVATE, &layer), &token).await.content();
+    let asked: Vec<_> = registry.seen().into_iter().map(|seen| seen.method).collect();
+    assert_eq!(asked, [Method::HEAD, Method::GET, Method::GET]);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn without_the_origin_only_what_was_public_is_served() {
+    let (registry, world) = (Registry::start().await, World::start().await);
+    let open = World::with(Config { offline: Offline::Open, ..Config::default() }).await;
+    let content = bytes(MIB);
+    let public = blob(&registry, "public", &registry.blob("public", &content, None));
+    let secret = blob(&registry, PRIVATE, &registry.blob(PRIVATE, &bytes(1000), None));
+    for world in [&world, &open] {
+        world.get(&public).await.content();
+        world.ask(Method::GET, &secret, &[("authorization", TOKEN)]).await.content();
+    }
+    registry.stop().await;
+    let stranger = [("authorization", "Bearer other")];
+    assert!(world.ask(Method::GET, &public, &stranger).await.content() == content);
+    assert_eq!(world.ask(Method::GET, &secret, &stranger).await.status, 502);
+    assert_eq!(open.ask(Method::GET, &secret, &stranger).await.content(), bytes(1000));
+    world.stop().await;
+    open.stop().await;
+}
