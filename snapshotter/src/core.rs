@@ -1,0 +1,283 @@
+//! The snapshotter's operations: ordinary snapshots, lazy layers, and which of the two a request gets.
+
+use std::{path::PathBuf, sync::Arc};
+
+use darter_proto::snapshots::Mount;
+use futures_util::future::try_join_all;
+use tokio::sync::Notify;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::{
+    config::Config,
+    engine::Engine,
+    image::LayerRequest,
+    images::{Images, ReadyLayer},
+    lazy::{self, LayerStatus, Layers},
+    metrics::{Metrics, PrepareOutcome},
+    snapshots::{
+        Filters, Kind, LabelUpdate, Labels, Lazy, Owner, Parent, Record, SnapshotError, Snapshots,
+        TARGET_LABEL, Usage,
+    },
+};
+
+type Result<T> = std::result::Result<T, SnapshotError>;
+
+/// Says on a snapshot whether it is lazy, and if it could have been but is not, why.
+const LAZY_LABEL: &str = "darter/lazy";
+/// Longest reason in [`LAZY_LABEL`], in characters.
+const MAX_REASON: usize = 500;
+
+/// Everything that the snapshotter is, apart from its socket.
+pub(crate) struct Core {
+    snapshots: Arc<Snapshots>,
+    /// The lazy layers, or why there are none on this machine.
+    layers: std::result::Result<Arc<Layers>, String>,
+    /// `None` if layers that are pulled from now on are not to be lazy.
+    images: Option<Arc<Images>>,
+    trash_is_full: Arc<Notify>,
+    tasks: TaskTracker,
+    stopping: CancellationToken,
+    metrics: Metrics,
+}
+
+impl Core {
+    /// Opens what is under the configured root.
+    pub(crate) async fn start(config: &Config, engine: Arc<dyn Engine>, metrics: Metrics) -> Result<Self> {
+        let root = config.root.clone();
+        let snapshots = blocking(move || {
+            lazy::detach_stale(&root)
+                .map_err(SnapshotError::io("cannot detach the mounts of an earlier run"))?;
+            Snapshots::open(&root)
+        });
+        let snapshots = Arc::new(snapshots.await?);
+        let needed = config.lazy || !snapshots.layers()?.is_empty();
+        let layers = if needed {
+            Layers::start(config, engine.clone(), metrics.clone()).await.map_err(|err| err.to_string())
+        } else {
+            Err("lazy layers are switched off".to_owned())
+        };
+        if let (true, Err(reason)) = (needed, &layers) {
+            warn!(%reason, "layers are not mounted lazily on this machine; containerd unpacks them");
+        }
+        let images = layers.as_ref().ok().filter(|_| config.lazy);
+        let images =
+            images.map(|layers| Arc::new(Images::new(engine, layers.clone(), config.prepare_timeout)));
+        let core = Self {
+            snapshots,
+            layers,
+            images,
+            trash_is_full: Arc::default(),
+            tasks: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            metrics,
+        };
+        core.tasks.spawn(empty_trash(
+            core.snapshots.clone(),
+            core.trash_is_full.clone(),
+            core.stopping.clone(),
+        ));
+        core.trash_is_full.notify_one();
+        Ok(core)
+    }
+
+    /// Makes an active snapshot or a view and says how to mount it. If it is to hold a layer that is mounted lazily, a
+    /// committed snapshot is made in its place, and the answer is [`SnapshotError::AlreadyExists`].
+    pub(crate) async fn create(
+        &self,
+        kind: Kind,
+        key: &str,
+        parent: &str,
+        mut labels: Labels,
+    ) -> Result<Vec<Mount>> {
+        if kind == Kind::Active && labels.contains_key(TARGET_LABEL) && self.images.is_some() {
+            match self.create_lazy(parent, &labels).await? {
+                Ok(()) => {
+                    self.metrics.prepare(PrepareOutcome::Lazy);
+                    return Err(SnapshotError::AlreadyExists(
+                        labels.remove(TARGET_LABEL).unwrap_or_default(),
+                    ));
+                }
+                Err(reason) => {
+                    self.metrics.prepare(PrepareOutcome::Plain);
+                    debug!(key, %reason, "not lazy");
+                    let reason: String = reason.chars().take(MAX_REASON).collect();
+                    labels.insert(LAZY_LABEL.to_owned(), format!("no: {reason}"));
+                }
+            }
+        }
+        let snapshots = self.snapshots.clone();
+        let lower = self.lower(parent).await?;
+        let (key, parent) = (key.to_owned(), parent.to_owned());
+        blocking(move || {
+            let owner = lower.first().map(|dir| Owner::of(dir)).transpose();
+            let owner = owner.map_err(SnapshotError::io("cannot read the parent's top directory"))?;
+            let record = snapshots.create(kind, &key, &parent, labels, owner)?;
+            Ok(snapshots.layout(&record, lower).mounts())
+        })
+        .await
+    }
+
+    /// How to mount a snapshot.
+    pub(crate) async fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let record = self.stat(key).await?;
+        if record.kind == Kind::Committed {
+            return Err(SnapshotError::NoMounts(key.to_owned()));
+        }
+        let lower = self.lower(&record.parent).await?;
+        Ok(self.snapshots.layout(&record, lower).mounts())
+    }
+
+    /// Turns an active snapshot into a committed one.
+    pub(crate) async fn commit(&self, name: String, key: String, labels: Labels) -> Result<()> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || snapshots.commit(&name, &key, labels)).await
+    }
+
+    /// Removes a snapshot.
+    pub(crate) async fn remove(&self, name: String) -> Result<()> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || snapshots.remove(&name)).await?;
+        self.trash_is_full.notify_one();
+        Ok(())
+    }
+
+    /// One snapshot.
+    pub(crate) async fn stat(&self, name: &str) -> Result<Record> {
+        let (snapshots, name) = (self.snapshots.clone(), name.to_owned());
+        blocking(move || snapshots.stat(&name)).await
+    }
+
+    /// Changes labels.
+    pub(crate) async fn update(&self, name: String, labels: Labels, which: LabelUpdate) -> Result<Record> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || snapshots.update(&name, labels, &which)).await
+    }
+
+    /// All snapshots that pass.
+    pub(crate) async fn list(&self, filters: Filters) -> Result<Vec<(String, Record)>> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || snapshots.list(&filters)).await
+    }
+
+    /// A snapshot's disk space.
+    pub(crate) async fn usage(&self, name: String) -> Result<Usage> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || snapshots.usage(&name)).await
+    }
+
+    /// Removes what no snapshot needs: directories, and layers with their mounts.
+    pub(crate) async fn cleanup(&self) -> Result<()> {
+        if let Some(images) = &self.images {
+            images.forget_idle();
+        }
+        // Taken before the snapshots are read: a layer that becomes one's in between was held.
+        let unheld = self.layers.as_ref().map(|layers| layers.unheld()).unwrap_or_default();
+        let snapshots = self.snapshots.clone();
+        let used = blocking(move || {
+            snapshots.discard_orphans()?;
+            snapshots.layers()
+        });
+        let used = used.await?;
+        self.trash_is_full.notify_one();
+        if let Ok(layers) = &self.layers {
+            layers.collect(unheld.difference(&used)).await;
+        }
+        Ok(())
+    }
+
+    /// The lazy layers and how far each is.
+    pub(crate) fn layers(&self) -> Vec<LayerStatus> {
+        self.layers.as_ref().map(|layers| layers.status()).unwrap_or_default()
+    }
+
+    /// Saves everything and unmounts what no container uses.
+    pub(crate) async fn stop(&self) {
+        if let Some(images) = &self.images {
+            images.stop().await;
+        }
+        if let Ok(layers) = &self.layers {
+            layers.stop().await;
+        }
+        self.stopping.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Makes a lazy snapshot, or says why it cannot be one.
+    async fn create_lazy(&self, parent: &str, labels: &Labels) -> Result<std::result::Result<(), Arc<str>>> {
+        let (Some(images), Some(request)) = (&self.images, LayerRequest::parse(labels)) else {
+            return Ok(Err("lazy layers are switched off".into()));
+        };
+        let target = labels.get(TARGET_LABEL).cloned().unwrap_or_default();
+        let (snapshots, on) = (self.snapshots.clone(), parent.to_owned());
+        let find = {
+            let target = target.clone();
+            move || Ok((snapshots.has_lazy(&target, &on)?, snapshots.target_of(&on)?))
+        };
+        let (there, below) = blocking(find).await?;
+        if there {
+            return Ok(Ok(()));
+        }
+        let layer = match request {
+            Ok(request) => images.decide(&request).await,
+            Err(reason) => Err(reason.into()),
+        };
+        let layer = match layer {
+            Ok(layer) if stands_on(&layer, parent, below.as_deref()) => layer,
+            Ok(_) => return Ok(Err("the parent snapshot is not the layer below".into())),
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let (snapshots, parent, mut labels) = (self.snapshots.clone(), parent.to_owned(), labels.clone());
+        labels.insert(LAZY_LABEL.to_owned(), "yes".to_owned());
+        blocking(move || {
+            let ReadyLayer { reference, raw_len, .. } = &layer;
+            // What it will take once it is complete: containerd asks only once.
+            let usage = Usage { size: *raw_len, inodes: 1 };
+            snapshots.create_lazy(&parent, labels, Lazy { target, layer: reference.clone() }, usage)
+        })
+        .await
+        .map(Ok)
+    }
+
+    /// The directories that a snapshot with this parent stands on, nearest first; lazy layers are mounted.
+    async fn lower(&self, parent: &str) -> Result<Vec<PathBuf>> {
+        let (snapshots, parent) = (self.snapshots.clone(), parent.to_owned());
+        let parents = blocking(move || snapshots.parents(&parent)).await?;
+        try_join_all(parents.into_iter().map(|parent| self.dir(parent))).await
+    }
+
+    async fn dir(&self, parent: Parent) -> Result<PathBuf> {
+        let reference = match parent {
+            Parent::Dir(dir) => return Ok(dir),
+            Parent::Layer(reference) => reference,
+        };
+        let mounted = match &self.layers {
+            Ok(layers) => layers.mount(&reference).await.map_err(|err| err.to_string()),
+            Err(reason) => Err(reason.clone()),
+        };
+        mounted.map_err(|reason| SnapshotError::Unmountable { layer: reference.diff_id.to_string(), reason })
+    }
+}
+
+/// Whether a layer belongs on this parent, as far as the parent says which chain it is.
+fn stands_on(layer: &ReadyLayer, parent: &str, parent_target: Option<&str>) -> bool {
+    match &layer.below {
+        None => parent.is_empty(),
+        Some(below) => !parent.is_empty() && parent_target.is_none_or(|target| target == below.to_string()),
+    }
+}
+
+/// Deletes removed snapshots whenever there are some.
+async fn empty_trash(snapshots: Arc<Snapshots>, is_full: Arc<Notify>, stopping: CancellationToken) {
+    while stopping.run_until_cancelled(is_full.notified()).await.is_some() {
+        let snapshots = snapshots.clone();
+        if let Err(error) = blocking(move || snapshots.empty_trash()).await {
+            warn!(%error, "removed snapshots stay on disk for now");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| SnapshotError::Stopping)?
+}

@@ -1,0 +1,52 @@
+//! What the snapshotter needs of the peer.
+
+mod peer;
+
+pub(crate) use peer::MANIFEST_TYPES;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use darter_peer::{Class, Digest, LayerDescriptor, LeafTable, TaskError};
+use futures_util::future::BoxFuture;
+
+use crate::{image::Repository, lazy::LayerRef};
+
+/// The peer as the snapshotter sees it.
+pub(crate) trait Engine: Send + Sync + 'static {
+    /// The manifest or index with this digest, checked.
+    fn manifest<'a>(
+        &'a self,
+        of: &'a Repository,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<Bytes, TaskError>>;
+    /// The manifest or index that a tag names now.
+    fn tagged<'a>(&'a self, of: &'a Repository, tag: &'a str) -> BoxFuture<'a, Result<Bytes, TaskError>>;
+    /// A small blob, checked.
+    fn blob<'a>(&'a self, of: &'a Repository, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, TaskError>>;
+    /// A layer, as soon as it can be mounted.
+    fn layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<OpenLayer, TaskError>>;
+    /// A layer that this peer knows, without asking anybody.
+    fn local_layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Option<OpenLayer>>;
+    /// A published layer is wrong: nothing of it may be used again.
+    fn discard(&self, layer: &LayerDescriptor);
+}
+
+/// A layer whose index and leaf table are here, and whose leaves can be had.
+#[derive(Clone)]
+pub(crate) struct OpenLayer {
+    pub(crate) descriptor: LayerDescriptor,
+    pub(crate) table: Arc<LeafTable>,
+    /// The EROFS metadata image.
+    pub(crate) index: Bytes,
+    /// While it lives, the leaves that are held are not evicted.
+    pub(crate) leaves: Arc<dyn Leaves>,
+}
+
+/// The stored leaves of one layer.
+pub(crate) trait Leaves: Send + Sync + 'static {
+    /// One leaf's stored bytes, checked; waits for them.
+    fn leaf(&self, leaf: u32, class: Class) -> BoxFuture<'_, Result<Bytes, TaskError>>;
+    /// Has all leaves fetched at background priority.
+    fn fill(&self);
+}

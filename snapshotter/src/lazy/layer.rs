@@ -1,0 +1,316 @@
+//! One lazy layer: reads of its raw tar, answered from disk or after fetching the leaves that are missing.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use darter_peer::{Class, Digest, LayerDescriptor, LeafTable, TaskError, layer::LeafEntry};
+use darter_service::backoff::Backoff;
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared, try_join_all},
+};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use super::{files::LayerDir, raw::Raw};
+use crate::{
+    engine::{Engine, Leaves, OpenLayer},
+    image::Repository,
+    layer::decode_leaf,
+};
+
+/// How long to wait after a failed fetch before the next one.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Names a layer, and says where it can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerRef {
+    pub(crate) repository: Repository,
+    /// Digest of the layer as the registry has it.
+    pub(crate) blob: Digest,
+    /// Digest of the raw tar.
+    pub(crate) diff_id: Digest,
+}
+
+/// Names a layer on this node: its inode number, and the name of its mount point, which has to be short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct LayerId(pub(super) u64);
+
+/// A layer that can be mounted.
+pub(super) struct LazyLayer {
+    pub(super) id: LayerId,
+    pub(super) reference: LayerRef,
+    pub(super) descriptor: LayerDescriptor,
+    pub(super) dir: LayerDir,
+    pub(super) raw: Raw,
+    /// Held while the layer is being mounted or unmounted.
+    pub(super) mounting: tokio::sync::Mutex<()>,
+    pub(super) mounted: AtomicBool,
+    /// Clones of it keep the layer from being collected.
+    pub(super) hold: Arc<()>,
+    table: Arc<LeafTable>,
+    engine: Arc<dyn Engine>,
+    /// The stored leaves, once they were needed and as long as they are.
+    leaves: tokio::sync::Mutex<Option<Arc<dyn Leaves>>>,
+    filling: AtomicBool,
+    fetches: Mutex<HashMap<(u32, Class), WeakShared<Fetch>>>,
+    last_failure: Mutex<Option<String>>,
+    discarded: AtomicBool,
+}
+
+type Fetch = BoxFuture<'static, Result<Bytes, ReadError>>;
+
+/// Why a layer cannot be read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error("the layer was discarded: its content did not have its diffID")]
+    Discarded,
+    #[error("leaf {0} does not decode: {1}")]
+    Decode(u32, String),
+    #[error("the layer has no leaf {0}")]
+    NoLeaf(u32),
+    #[error("reading the layer's file failed: {0}")]
+    Io(String),
+    #[error("the snapshotter is shutting down")]
+    Stopping,
+}
+
+impl LayerId {
+    pub(super) fn of(diff_id: &Digest) -> Self {
+        let first = diff_id.bytes().first_chunk::<8>().copied().unwrap_or_default();
+        // 0 is no inode number, and 1 is the root directory's.
+        Self(u64::from_be_bytes(first).max(2))
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl LazyLayer {
+    /// Opens a layer from its directory. Blocks.
+    pub(super) fn load(dir: LayerDir, engine: Arc<dyn Engine>) -> std::io::Result<Self> {
+        let (described, table) = dir.load()?;
+        Ok(Self {
+            id: LayerId::of(&described.layer.diff_id),
+            reference: described.reference,
+            descriptor: described.layer,
+            raw: Raw::open(dir.path(), table.clone())?,
+            dir,
+            mounting: tokio::sync::Mutex::default(),
+            mounted: AtomicBool::new(false),
+            hold: Arc::default(),
+            table,
+            engine,
+            leaves: tokio::sync::Mutex::default(),
+            filling: AtomicBool::new(false),
+            fetches: Mutex::default(),
+            last_failure: Mutex::default(),
+            discarded: AtomicBool::new(false),
+        })
+    }
+
+    /// The bytes at `offset`, fewer only at the end of the file, if all of them are here.
+    pub(super) fn read_held(&self, offset: u64, len: usize) -> Option<Result<Vec<u8>, ReadError>> {
+        if self.check().is_err() || !self.raw.missing(self.leaves_of(offset, len)).is_empty() {
+            return None;
+        }
+        Some(self.read_raw(offset, len))
+    }
+
+    /// The bytes at `offset`; waits for those that are missing, without a deadline.
+    pub(super) async fn read(self: &Arc<Self>, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        self.check()?;
+        let missing = self.raw.missing(self.leaves_of(offset, len));
+        let fetch = async |leaf| Ok((leaf, self.leaf(leaf, Class::Demand).await?));
+        let fetched: BTreeMap<u32, Bytes> =
+            try_join_all(missing.into_iter().map(fetch)).await?.into_iter().collect();
+        self.check()?;
+        let layer = self.clone();
+        let read = tokio::task::spawn_blocking(move || layer.read_raw(offset, len));
+        let mut bytes = read.await.map_err(|_| ReadError::Stopping)??;
+        for (leaf, raw) in fetched {
+            // On a full disk the leaf is not in the file.
+            self.overlay(&mut bytes, offset, leaf, &raw);
+        }
+        Ok(bytes)
+    }
+
+    /// One leaf's raw bytes, which are in the file afterwards if the disk is not full. Tries until it succeeds.
+    pub(super) async fn leaf(self: &Arc<Self>, leaf: u32, class: Class) -> Result<Bytes, ReadError> {
+        let shared = self.fetch_once(leaf, class);
+        shared.await
+    }
+
+    /// How many leaves it has.
+    pub(super) fn leaf_count(&self) -> u32 {
+        self.table.leaves()
+    }
+
+    /// Has all leaves fetched at background priority, now and whenever the leaves are opened again.
+    pub(super) async fn start_filling(&self) -> Result<(), TaskError> {
+        self.filling.store(true, Ordering::Relaxed);
+        self.open_leaves().await?.fill();
+        Ok(())
+    }
+
+    /// Takes the leaves as the peer gave them.
+    pub(super) async fn set_leaves(&self, leaves: Arc<dyn Leaves>) {
+        *self.leaves.lock().await = Some(leaves);
+    }
+
+    /// Opens the leaves if this peer has them, so that what it holds of them is not evicted.
+    pub(super) async fn pin_leaves(&self) {
+        let mut slot = self.leaves.lock().await;
+        if slot.is_none() && !self.raw.is_verified() {
+            *slot = self
+                .engine
+                .local_layer(&self.reference)
+                .await
+                .filter(|open| self.fits(open))
+                .map(|open| open.leaves);
+        }
+    }
+
+    /// The file has everything: the stored leaves are not needed any more.
+    pub(super) async fn drop_leaves(&self) {
+        *self.leaves.lock().await = None;
+    }
+
+    /// Nothing of the layer is served any more.
+    pub(super) fn discard(&self) {
+        self.discarded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the layer may be served.
+    pub(super) fn check(&self) -> Result<(), ReadError> {
+        if self.discarded.load(Ordering::Relaxed) { Err(ReadError::Discarded) } else { Ok(()) }
+    }
+
+    /// Why the last fetch failed, for the log.
+    pub(super) fn last_failure(&self) -> String {
+        self.last_failure.lock().clone().unwrap_or_else(|| "nothing arrived".into())
+    }
+
+    fn read_raw(&self, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+        self.raw.read(offset, len).map_err(|err| ReadError::Io(err.to_string()))
+    }
+
+    /// The leaves that hold these bytes of the file.
+    fn leaves_of(&self, offset: u64, len: usize) -> Range<u32> {
+        let end = offset.saturating_add(len as u64).min(self.table.raw_len());
+        let last =
+            end.checked_sub(1).filter(|last| *last >= offset).and_then(|last| self.table.leaf_at_raw(last));
+        match (self.table.leaf_at_raw(offset), last) {
+            (Some(first), Some(last)) => first..last + 1,
+            _ => 0..0,
+        }
+    }
+
+    /// Copies the part of a leaf that belongs into the bytes of the file from `offset` on.
+    fn overlay(&self, bytes: &mut [u8], offset: u64, leaf: u32, raw: &[u8]) {
+        let Some(range) = self.table.raw_range(leaf) else { return };
+        let skip = usize::try_from(offset.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let at = usize::try_from(range.start.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let (Some(from), Some(to)) = (raw.get(skip..), bytes.get_mut(at..)) else { return };
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = *from;
+        }
+    }
+
+    /// All who want a leaf for the same reason wait for one fetch; it ends when the last of them goes away.
+    fn fetch_once(self: &Arc<Self>, leaf: u32, class: Class) -> Shared<Fetch> {
+        let mut fetches = self.fetches.lock();
+        if let Some(running) = fetches.get(&(leaf, class)).and_then(WeakShared::upgrade) {
+            return running;
+        }
+        fetches.retain(|_, fetch| fetch.upgrade().is_some());
+        let fetch = self.clone().fetch(leaf, class).boxed().shared();
+        fetches.extend(fetch.downgrade().map(|weak| ((leaf, class), weak)));
+        fetch
+    }
+
+    async fn fetch(self: Arc<Self>, leaf: u32, class: Class) -> Result<Bytes, ReadError> {
+        let entry = *self.table.get(leaf).ok_or(ReadError::NoLeaf(leaf))?;
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            self.check()?;
+            match self.stored_leaf(leaf, class).await {
+                Ok(stored) => return self.keep(leaf, entry, stored).await,
+                Err(error) => {
+                    debug!(layer = %self.reference.diff_id, leaf, %error, "a leaf could not be fetched, trying again");
+                    *self.last_failure.lock() = Some(error.to_string());
+                    sleep(backoff.wait()).await;
+                }
+            }
+        }
+    }
+
+    async fn stored_leaf(&self, leaf: u32, class: Class) -> Result<Bytes, TaskError> {
+        let leaves = self.open_leaves().await?;
+        let stored = leaves.leaf(leaf, class).await;
+        if stored.is_err() {
+            // A failed task stays failed: the next attempt opens a new one.
+            let mut slot = self.leaves.lock().await;
+            slot.take_if(|current| Arc::ptr_eq(current, &leaves));
+        }
+        stored
+    }
+
+    async fn open_leaves(&self) -> Result<Arc<dyn Leaves>, TaskError> {
+        let mut slot = self.leaves.lock().await;
+        if let Some(leaves) = &*slot {
+            return Ok(leaves.clone());
+        }
+        let open = match self.engine.local_layer(&self.reference).await {
+            Some(open) => open,
+            None => self.engine.layer(&self.reference).await?,
+        };
+        if !self.fits(&open) {
+            return Err(TaskError::Local(
+                "the layer is published with other leaves than the mounted ones".into(),
+            ));
+        }
+        if self.filling.load(Ordering::Relaxed) {
+            open.leaves.fill();
+        }
+        *slot = Some(open.leaves.clone());
+        Ok(open.leaves)
+    }
+
+    fn fits(&self, open: &OpenLayer) -> bool {
+        open.descriptor.table == self.descriptor.table
+    }
+
+    /// Decodes a leaf and puts it into the file.
+    async fn keep(self: &Arc<Self>, leaf: u32, entry: LeafEntry, stored: Bytes) -> Result<Bytes, ReadError> {
+        let layer = self.clone();
+        let keep = move || {
+            let raw = decode_leaf(&entry, &stored).map_err(|err| ReadError::Decode(leaf, err.to_string()))?;
+            if let Err(error) = layer.raw.write(leaf, &raw) {
+                warn!(layer = %layer.reference.diff_id, leaf, %error, "a leaf cannot be kept on disk");
+            }
+            Ok(Bytes::from(raw))
+        };
+        tokio::task::spawn_blocking(keep).await.map_err(|_| ReadError::Stopping)?
+    }
+}
+
+impl fmt::Debug for LazyLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LazyLayer").field(&self.reference.diff_id).finish()
+    }
+}

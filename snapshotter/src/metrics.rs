@@ -1,0 +1,78 @@
+//! What the snapshotter counts.
+
+use darter_service::Registry;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
+
+/// All counters; clones count together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Metrics {
+    /// Reads of layers by the kernel.
+    pub(crate) reads: Family<ReadLabels, Counter>,
+    /// Bytes answered.
+    pub(crate) read_bytes: Counter,
+    /// Reads that ended with an I/O error.
+    pub(crate) read_errors: Counter,
+    /// Layers mounted right now.
+    pub(crate) mounted: Gauge,
+    /// Layers that clients prepared with an image's name.
+    pub(crate) prepares: Family<PrepareLabels, Counter>,
+}
+
+/// Labels of a read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ReadLabels {
+    pub(crate) result: ReadResult,
+}
+
+/// Whether a read found its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum ReadResult {
+    /// They were here.
+    Hit,
+    /// They had to be waited for.
+    Miss,
+}
+
+/// Labels of a prepare.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct PrepareLabels {
+    pub(crate) outcome: PrepareOutcome,
+}
+
+/// What became of a layer that could have been lazy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum PrepareOutcome {
+    /// It is mounted when it is used.
+    Lazy,
+    /// containerd unpacks it.
+    Plain,
+}
+
+impl Metrics {
+    /// Registers everything under `darter_snapshotter_…`.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let registry = registry.sub_registry_with_prefix("darter_snapshotter");
+        registry.register("reads", "Reads of lazy layers by the kernel", metrics.reads.clone());
+        registry.register(
+            "read_bytes",
+            "Bytes of lazy layers given to the kernel",
+            metrics.read_bytes.clone(),
+        );
+        registry.register("read_errors", "Reads of lazy layers that failed", metrics.read_errors.clone());
+        registry.register("mounted_layers", "Lazy layers mounted", metrics.mounted.clone());
+        registry.register("lazy_prepares", "Layers that could be lazy, by outcome", metrics.prepares.clone());
+        metrics
+    }
+
+    pub(crate) fn read(&self, result: ReadResult) {
+        self.reads.get_or_create(&ReadLabels { result }).inc();
+    }
+
+    pub(crate) fn prepare(&self, outcome: PrepareOutcome) {
+        self.prepares.get_or_create(&PrepareLabels { outcome }).inc();
+    }
+}

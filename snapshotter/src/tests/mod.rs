@@ -1,0 +1,8 @@
+//! The whole snapshotter, spoken to over its socket by the stock containerd client, with a peer that is made up.
+
+mod crash;
+mod harness;
+mod image;
+mod lazy;
+mod service;
+mod suite;
