@@ -1,0 +1,164 @@
+//! What is known of a task's content: its length, its leaf digests, and whether they are right.
+//!
+//! Digests come from who reads the origin or from who checked the whole, never from just any parent.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use darter_proto::scheduler::{self as proto, failure::Kind, scheduler_message as says};
+
+use super::{
+    digests::{Added, DIGEST_LEN, LeafDigests},
+    event::Note,
+    ids::HostKey,
+    members::Phase,
+    message::{Digests, Shape},
+    task::Task,
+    timers::Timer,
+    world::{World, failure},
+};
+
+/// A holder that was asked for digests has so long to send them.
+const ANSWER: Duration = Duration::from_secs(3);
+
+impl Task {
+    /// Whether the digests of all leaves are known.
+    pub(super) fn has_digests(&self) -> bool {
+        self.shape.is_some_and(|shape| self.digests.count() >= shape.leaves)
+    }
+
+    /// Takes digests that a host sent, if it is one to know them, and passes on what is new.
+    pub(super) fn take_digests(&mut self, world: &mut World, host: HostKey, sent: Digests) {
+        let complete = self.peers.get(host).is_some_and(|peer| peer.phase == Phase::Complete);
+        if !complete && !self.is_leased(host) {
+            return;
+        }
+        let other_shape = sent.shape.is_some_and(|shape| self.shape.is_some_and(|known| known != shape));
+        if other_shape && !self.resolve_conflict(world, host, sent.verified) {
+            return;
+        }
+        self.shape = sent.shape.or(self.shape);
+        let mut added = self.digests.add(sent.first, &sent.digests);
+        if added == Added::Conflict {
+            if !self.resolve_conflict(world, host, sent.verified) {
+                return;
+            }
+            self.shape = sent.shape;
+            added = self.digests.add(sent.first, &sent.digests);
+        }
+        self.silent.retain(|silent| *silent != host);
+        let newly_verified = sent.verified && !self.verified && self.has_digests();
+        self.verified |= newly_verified;
+        if added == Added::News {
+            self.lease_progress(world, host);
+            self.forward_info(world, host, sent.first, &sent.digests);
+        } else if newly_verified || sent.digests.is_empty() {
+            self.forward_info(world, host, 0, &Bytes::new());
+        }
+    }
+
+    /// If somebody needs digests that nobody is about to send, asks who holds everything, or who came back with a lease.
+    pub(super) fn ask_for_digests(&mut self, world: &mut World) {
+        let needs = |host| self.peers.get(host).is_some_and(|peer| !peer.digests_known);
+        if self.asked.is_some() || self.has_digests() || !self.peers.running().any(needs) {
+            return;
+        }
+        let answers = |host: &HostKey| world.is_available(*host) && !self.silent.contains(host);
+        let holder = self.peers.complete().find(answers);
+        let returned = self.leases.iter().filter(|lease| lease.returned).map(|lease| lease.holder);
+        let Some(host) = holder.or_else(|| returned.into_iter().find(answers)) else { return };
+        self.ask(world, host);
+    }
+
+    /// Asks a host for the digests that it has.
+    pub(super) fn ask(&mut self, world: &mut World, host: HostKey) {
+        self.asked = Some(host);
+        world.send(host, says::Message::SendDigests(proto::SendDigests { task: self.id.to_string() }));
+        world.remind_in(ANSWER, Timer::DigestsAsked(self.id.clone(), host));
+    }
+
+    /// The host should have sent its digests by now.
+    pub(super) fn check_answer(&mut self, host: HostKey) {
+        if self.asked != Some(host) {
+            return;
+        }
+        self.asked = None;
+        if !self.has_digests() {
+            self.silent.push(host);
+        }
+    }
+
+    /// Sends a host everything that is known of length and digests.
+    pub(super) fn send_info(&self, world: &mut World, host: HostKey) {
+        if self.digests.count() == 0 {
+            world.send(host, self.info(0, Bytes::new()));
+        }
+        for (first, digests) in self.digests.runs() {
+            world.send(host, self.info(first, digests));
+        }
+    }
+
+    /// Sends all who need it a part of the digests.
+    pub(super) fn forward_info(&self, world: &mut World, except: HostKey, first: u32, digests: &Bytes) {
+        for (host, peer) in self.peers.iter() {
+            if peer.is_child() && !peer.digests_known && host != except {
+                world.send(host, self.info(first, digests.clone()));
+            }
+        }
+    }
+
+    /// Forgets the digests, and whether they were right.
+    pub(super) fn forget_digests(&mut self) {
+        self.digests = LeafDigests::default();
+        self.verified = false;
+        self.asked = None;
+        self.silent.clear();
+    }
+
+    /// Memory for the digests in bytes.
+    pub(super) fn digest_bytes(&self) -> usize {
+        self.digests.count() as usize * DIGEST_LEN
+    }
+
+    /// The digests turned out to be wrong, and so are all leaves that passed under them: everybody but `except` forgets
+    /// the content and begins anew, if it is still wanted.
+    pub(super) fn discard(&mut self, world: &mut World, except: HostKey, reason: &str) {
+        world.note(Note::Discarded { task: self.id.clone(), reason: reason.to_owned() });
+        self.forget_digests();
+        self.shape = None;
+        self.leases.retain(|lease| lease.holder == except);
+        let hosts: Vec<_> = self.peers.iter().map(|(host, _)| host).filter(|host| *host != except).collect();
+        for host in hosts {
+            let discard = proto::Discard { task: self.id.to_string(), reason: reason.to_owned() };
+            world.send(host, says::Message::Discard(discard));
+            self.remove(world, host);
+        }
+    }
+
+    /// A host says something about the content that differs from what is known. Who checked the whole is right; among
+    /// those who did not, the only one that reads the origin is. Returns whether the host is right; what was known is
+    /// then forgotten. Otherwise the host has no lease any more.
+    pub(super) fn resolve_conflict(&mut self, world: &mut World, host: HostKey, verified: bool) -> bool {
+        let only_reader = self.leases.iter().all(|lease| lease.holder == host || lease.stalled);
+        let right = !self.verified && (verified || only_reader);
+        if right {
+            self.discard(world, host, "another length or other leaf digests came from the origin");
+        } else if self.is_leased(host) {
+            let differs = failure(Kind::WrongDigest, "the origin's content differs from what others got");
+            self.lease_failed(world, host, differs);
+        }
+        right
+    }
+
+    fn info(&self, first: u32, digests: Bytes) -> says::Message {
+        let Shape { length, leaves } = self.shape.unwrap_or(Shape { length: 0, leaves: 0 });
+        says::Message::TaskInfo(proto::TaskInfo {
+            task: self.id.to_string(),
+            length,
+            leaves,
+            first,
+            digests,
+            verified: self.verified,
+        })
+    }
+}

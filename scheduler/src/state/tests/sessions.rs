@@ -1,0 +1,56 @@
+use super::driver::*;
+
+#[test]
+fn the_first_message_is_the_announcement_and_there_is_only_one() {
+    let mut driver = Driver::new();
+    let silent = driver.open();
+    let rude = driver.open();
+    driver.say(rude, wants());
+    assert!(driver.closed.contains_key(&rude));
+    let twice = driver.peer("a");
+    driver.say(twice, said::Message::Announce(proto::Announce { host: Some(host("a")) }));
+    assert!(driver.closed.contains_key(&twice));
+    driver.pass(11_000);
+    assert!(driver.closed.contains_key(&silent));
+}
+
+#[test]
+fn a_second_session_of_a_host_replaces_the_first() {
+    let mut driver = Driver::new();
+    let old = driver.peer("a");
+    driver.say(old, holds(LEAVES));
+    let new = driver.peer("a");
+    assert!(driver.closed.contains_key(&old));
+    driver.say(old, finished());
+    driver.close(old);
+    assert_eq!(driver.state.counts().hosts, 1);
+    let child = driver.peer("b");
+    driver.say(child, wants());
+    assert!(driver.parents(child).is_empty(), "it has to say again what it holds");
+    driver.say(new, holds(LEAVES));
+    assert_eq!(driver.parents(child), ["a"]);
+}
+
+#[test]
+fn new_rates_reach_all() {
+    let mut driver = Driver::new();
+    let (peer, silent) = (driver.peer("a"), driver.open());
+    let rates = proto::Config { upload_bytes_per_second: 7, ..Default::default() };
+    let settings = Settings { rates, ..Settings::default() };
+    driver.on(Event::Settings(Box::new(settings.clone())));
+    assert_eq!(driver.take(peer), [says::Message::Config(rates)]);
+    driver.on(Event::Settings(Box::new(settings)));
+    assert!(driver.take(peer).is_empty() && driver.take(silent).is_empty());
+}
+
+#[test]
+fn secrets_do_not_show() {
+    let mut driver = Driver::new();
+    let (seed, peer) = (driver.seed("s"), driver.peer("a"));
+    let message = proto::PeerMessage { message: Some(wants()) };
+    let event = Event::Message(peer, Box::new(message));
+    assert!(!format!("{event:?}").contains("115, 101"), "bytes of the header");
+    let actions = driver.state.on(Time::from_millis(driver.now), event);
+    assert!(actions.iter().any(|action| matches!(action, Action::Send(to, _) if *to == seed)));
+    assert!(!format!("{actions:?} {:?}", driver.state).contains("registry/v2"));
+}
