@@ -1,0 +1,351 @@
+//! A handle on a task's content: wait for leaves, read them, stream them.
+
+use std::{
+    fmt,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
+
+use crate::{
+    Class, Geometry, TaskError, TaskId,
+    store::{Entry, Pin},
+};
+
+/// Most bytes that one read of a stream takes from the store at once.
+const READ_LEN: u64 = 1024 * 1024;
+
+/// A handle on a task's content. While one lives, an unfinished task goes on.
+pub struct Content {
+    shared: Arc<Shared>,
+}
+
+/// Bytes of one task by where they came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BySource {
+    /// Were in this peer's store before.
+    pub local: u64,
+    /// Came from peers.
+    pub peer: u64,
+    /// Came from seed peers.
+    pub seed: u64,
+    /// Came from the origin.
+    pub origin: u64,
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum From {
+    Local,
+    Peer,
+    Seed,
+    Origin,
+}
+
+/// What a reader asks of the download: these leaves are waited for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Demand {
+    pub(crate) leaves: Range<u32>,
+    pub(crate) class: Class,
+}
+
+/// What the handles and the download share.
+pub(crate) struct Shared {
+    pub(crate) id: TaskId,
+    /// Set once the geometry is known.
+    pub(crate) entry: watch::Sender<Option<Arc<Entry>>>,
+    /// Set once: everything is there and checked, or it will never be.
+    pub(crate) outcome: watch::Sender<Option<Result<(), TaskError>>>,
+    /// Number of handles.
+    pub(crate) handles: watch::Sender<usize>,
+    /// Set once all leaves are wanted, most urgent class wins.
+    pub(crate) fill: watch::Sender<Option<Class>>,
+    demands: Option<mpsc::Sender<Demand>>,
+    pin: Mutex<Option<Pin>>,
+    sources: [AtomicU64; 4],
+    stall: Duration,
+}
+
+impl Shared {
+    /// A task that a download works on; it hears of readers' demands through the receiver.
+    pub(crate) fn downloading(id: TaskId, stall: Duration) -> (Arc<Self>, mpsc::Receiver<Demand>) {
+        let (demands, receiver) = mpsc::channel(256);
+        (Arc::new(Self::new(id, Some(demands), stall)), receiver)
+    }
+
+    fn new(id: TaskId, demands: Option<mpsc::Sender<Demand>>, stall: Duration) -> Self {
+        Self {
+            id,
+            entry: watch::Sender::new(None),
+            outcome: watch::Sender::new(None),
+            handles: watch::Sender::new(0),
+            fill: watch::Sender::new(None),
+            demands,
+            pin: Mutex::new(None),
+            sources: Default::default(),
+            stall,
+        }
+    }
+
+    /// Makes the entry known to the readers and keeps it from eviction.
+    pub(crate) fn set_entry(&self, entry: Arc<Entry>) {
+        *self.pin.lock() = Some(entry.pin());
+        self.entry.send_replace(Some(entry));
+    }
+
+    /// Ends the task; the first outcome stays.
+    pub(crate) fn finish(&self, outcome: Result<(), TaskError>) {
+        self.outcome.send_if_modified(|current| {
+            let first = current.is_none();
+            if first {
+                *current = Some(outcome);
+            }
+            first
+        });
+    }
+
+    /// Counts bytes that arrived.
+    pub(crate) fn count(&self, from: From, bytes: u64) {
+        if let Some(counter) = self.sources.get(from as usize) {
+            counter.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    fn counted(&self, from: From) -> u64 {
+        self.sources.get(from as usize).map_or(0, |counter| counter.load(Ordering::Relaxed))
+    }
+}
+
+impl Content {
+    /// A handle on a task that a download works on.
+    pub(crate) fn joined(shared: Arc<Shared>) -> Self {
+        shared.handles.send_modify(|handles| *handles += 1);
+        Self { shared }
+    }
+
+    /// A handle on what the store has completely.
+    pub(crate) fn stored(entry: Arc<Entry>, stall: Duration) -> Self {
+        let shared = Shared::new(entry.id().clone(), None, stall);
+        shared.count(From::Local, entry.geometry().len());
+        shared.set_entry(entry);
+        shared.finish(Ok(()));
+        Self::joined(Arc::new(shared))
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> &TaskId {
+        &self.shared.id
+    }
+
+    /// How the content is cut, and so how long it is; waits until that is known.
+    ///
+    /// # Errors
+    /// The task's failure, or [`TaskError::Deadline`].
+    pub async fn geometry(&self) -> Result<Geometry, TaskError> {
+        Ok(self.entry().await?.geometry().clone())
+    }
+
+    /// Whether a leaf is here already.
+    pub fn has(&self, leaf: u32) -> bool {
+        self.shared.entry.borrow().as_ref().is_some_and(|entry| entry.has(leaf))
+    }
+
+    /// Bytes of the stored content that are here already.
+    pub fn held_bytes(&self) -> u64 {
+        self.shared.entry.borrow().as_ref().map_or(0, |entry| entry.held_bytes())
+    }
+
+    /// Where the bytes came from so far.
+    pub fn by_source(&self) -> BySource {
+        BySource {
+            local: self.shared.counted(From::Local),
+            peer: self.shared.counted(From::Peer),
+            seed: self.shared.counted(From::Seed),
+            origin: self.shared.counted(From::Origin),
+        }
+    }
+
+    /// The stored bytes of one leaf, verified; waits until they are here.
+    ///
+    /// # Errors
+    /// The task's failure; [`TaskError::Deadline`] if nothing of the task arrives for the stall time.
+    pub async fn leaf(&self, leaf: u32, class: Class) -> Result<Bytes, TaskError> {
+        let entry = self.entry().await?;
+        self.arrival(&entry, leaf..leaf.saturating_add(1), class).await?;
+        blocking(move || entry.read_leaf(leaf)).await
+    }
+
+    /// Goes on to completeness, for contents that are otherwise fetched as they are read.
+    pub fn fill(&self, class: Class) {
+        self.shared.fill.send_if_modified(|fill| {
+            let more_urgent = fill.is_none_or(|current| class < current);
+            if more_urgent {
+                *fill = Some(class);
+            }
+            more_urgent
+        });
+    }
+
+    /// Waits until everything is here and the whole was checked.
+    ///
+    /// # Errors
+    /// The task's failure.
+    pub async fn finished(&self) -> Result<(), TaskError> {
+        let mut outcome = self.shared.outcome.subscribe();
+        match outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
+            Ok(Some(outcome)) => outcome,
+            _ => Err(TaskError::Cancelled),
+        }
+    }
+
+    /// Streams the stored bytes of `range` in order while they arrive. The content's last leaf is kept back until the
+    /// whole was checked, so that a reader that got the last byte has the right bytes; otherwise the stream ends with
+    /// an error.
+    pub fn read(
+        &self,
+        range: Range<u64>,
+    ) -> impl Stream<Item = Result<Bytes, TaskError>> + Send + 'static + use<> {
+        let content = self.clone();
+        stream::try_unfold(range, move |range| {
+            let content = content.clone();
+            async move {
+                if range.is_empty() {
+                    return Ok(None);
+                }
+                let bytes = content.next(range.clone()).await?;
+                let read = bytes.len() as u64;
+                Ok(Some((bytes, range.start + read..range.end)))
+            }
+        })
+    }
+
+    /// At least one byte from the start of `range`.
+    async fn next(&self, range: Range<u64>) -> Result<Bytes, TaskError> {
+        let entry = self.entry().await?;
+        let geometry = entry.geometry();
+        let outside = || TaskError::Local(format!("{} has no byte {}", self.shared.id, range.start));
+        let first = geometry.leaf_at(range.start).ok_or_else(outside)?;
+        let ahead = first..first.saturating_add(16).min(geometry.leaves());
+        self.arrival(&entry, ahead, Class::Stream).await?;
+        let last_leaf = geometry.leaves().saturating_sub(1);
+        if first == last_leaf {
+            self.finished().await?;
+        }
+        let mut end = geometry.leaf_range(first).ok_or_else(outside)?.end;
+        let mut leaf = first + 1;
+        while end < range.end && end - range.start < READ_LEN && leaf < last_leaf && entry.has(leaf) {
+            end = geometry.leaf_range(leaf).map_or(end, |range| range.end);
+            leaf += 1;
+        }
+        let start = range.start;
+        let len = usize::try_from(end.min(range.end) - start).map_err(|e| TaskError::Local(e.to_string()))?;
+        let entry = entry.clone();
+        blocking(move || {
+            let mut buffer = vec![0; len];
+            entry.read_at(&mut buffer, start).map(|()| Bytes::from(buffer))
+        })
+        .await
+    }
+
+    /// Waits until the first of `leaves` is here; the others are only asked for.
+    async fn arrival(&self, entry: &Arc<Entry>, leaves: Range<u32>, class: Class) -> Result<(), TaskError> {
+        let first = leaves.start;
+        if entry.has(first) {
+            return Ok(());
+        }
+        if let Some(demands) = &self.shared.demands {
+            // Closed means that the download ended; the loop below finds out how.
+            demands.send(Demand { leaves, class }).await.ok();
+        }
+        let mut changes = entry.changes();
+        let mut outcome = self.shared.outcome.subscribe();
+        loop {
+            changes.mark_unchanged();
+            if entry.has(first) {
+                return Ok(());
+            }
+            let ended = outcome.borrow_and_update().clone();
+            match ended {
+                Some(Err(error)) => return Err(error),
+                Some(Ok(())) => {
+                    return Err(TaskError::Local(format!("{}: leaf {first} was lost", self.shared.id)));
+                }
+                None => {}
+            }
+            let news = async {
+                tokio::select! {
+                    changed = changes.changed() => changed.is_ok(),
+                    ended = outcome.changed() => ended.is_ok(),
+                }
+            };
+            match timeout(self.shared.stall, news).await {
+                Ok(true) => {}
+                Ok(false) => return Err(TaskError::Cancelled),
+                Err(_) => return Err(self.stalled(&format!("leaf {first} of {}", self.shared.id))),
+            }
+        }
+    }
+
+    async fn entry(&self) -> Result<Arc<Entry>, TaskError> {
+        let mut entry = self.shared.entry.subscribe();
+        let mut outcome = self.shared.outcome.subscribe();
+        let wait = async {
+            tokio::select! {
+                biased;
+                entry = entry.wait_for(Option::is_some) => entry.ok().and_then(|entry| entry.clone()).ok_or(TaskError::Cancelled),
+                ended = outcome.wait_for(Option::is_some) => match ended.map(|ended| ended.clone()) {
+                    Ok(Some(Err(error))) => Err(error),
+                    _ => Err(TaskError::Cancelled),
+                },
+            }
+        };
+        timeout(self.shared.stall, wait).await.unwrap_or_else(|_| Err(self.stalled(self.shared.id.as_str())))
+    }
+
+    fn stalled(&self, what: &str) -> TaskError {
+        TaskError::Deadline { what: what.to_owned(), seconds: self.shared.stall.as_secs() }
+    }
+}
+
+impl Clone for Content {
+    fn clone(&self) -> Self {
+        Self::joined(self.shared.clone())
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        self.shared.handles.send_modify(|handles| *handles -= 1);
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Content").field(&self.shared.id).finish()
+    }
+}
+
+/// Runs a store operation where it may block.
+pub(crate) async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, TaskError>
+where
+    T: Send + 'static,
+    E: Into<TaskError> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(_) => Err(TaskError::Cancelled),
+    }
+}

@@ -1,0 +1,171 @@
+//! The peer's control socket: `darter status` and `darter get`.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, pin::Pin};
+
+use darter_proto::{
+    MAX_MESSAGE_LEN,
+    peer::{
+        Bytes as ByteCounts, ContentInfo, GetReply, GetRequest, RegistryReply, RegistryRequest, StatusReply, StatusRequest, Task, get_reply,
+        peer_server::{Peer as PeerService, PeerServer},
+    },
+};
+use futures_util::{Stream, StreamExt, stream};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status, transport::Server};
+
+use crate::{Class, Digest, Peer, TaskError, TaskId, Want, origin::Source, peer::StartError, wire};
+
+/// Binds the control socket, for root only; a stale one is replaced, a live one is an error.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
+    let failed = |source| StartError::Socket { path: path.to_owned(), source };
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(failed)?;
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(failed(std::io::Error::other("another peer is running on this socket")));
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves the control socket until shutdown.
+pub(crate) async fn serve(listener: UnixListener, peer: Peer) {
+    let shutdown = peer.inner.shutdown.clone();
+    let service = PeerServer::new(Control { peer }).max_decoding_message_size(MAX_MESSAGE_LEN);
+    let incoming = UnixListenerStream::new(listener).map(|stream: std::io::Result<UnixStream>| stream);
+    let served = Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, async {
+        shutdown.cancelled().await;
+    });
+    if let Err(error) = served.await {
+        tracing::error!(%error, "the control socket failed");
+    }
+}
+
+struct Control {
+    peer: Peer,
+}
+
+#[tonic::async_trait]
+impl PeerService for Control {
+    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        Ok(Response::new(self.peer.status()))
+    }
+
+    type GetStream = Pin<Box<dyn Stream<Item = Result<GetReply, Status>> + Send>>;
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<Self::GetStream>, Status> {
+        let request = request.into_inner();
+        let content = self.peer.open(want(&self.peer, &request).await?).await.map_err(to_status)?;
+        let length = content.geometry().await.map_err(to_status)?.len();
+        if request.offset > length {
+            return Err(Status::out_of_range(format!(
+                "the content has {length} bytes, {} are to be skipped",
+                request.offset
+            )));
+        }
+        let info = ContentInfo { length, task: content.id().to_string() };
+        let data = content.read(request.offset..length);
+        let first = stream::once(async { Ok(GetReply { message: Some(get_reply::Message::Info(info)) }) });
+        let rest = data.map(|bytes| match bytes {
+            Ok(bytes) => Ok(GetReply { message: Some(get_reply::Message::Data(bytes)) }),
+            Err(error) => Err(to_status(error)),
+        });
+        Ok(Response::new(Box::pin(first.chain(rest))))
+    }
+
+    async fn registry(&self, request: Request<RegistryRequest>) -> Result<Response<RegistryReply>, Status> {
+        let base = self.peer.registries().base(&request.into_inner().name);
+        let base = base.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        Ok(Response::new(RegistryReply { base: base.as_str().trim_end_matches('/').to_owned() }))
+    }
+}
+
+/// What a `darter get` asks for: by digest if it is known, otherwise by the version that the origin describes.
+async fn want(peer: &Peer, request: &GetRequest) -> Result<Want, Status> {
+    let headers = request.headers.iter().map(|header| wire::header_from(&header.name, &header.value));
+    let headers =
+        headers.collect::<Result<_, _>>().map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let source = Source { url: request.url.clone(), headers };
+    let id = if request.digest.is_empty() {
+        let head = peer.origin().head(&source).await.map_err(|error| to_status(error.into()))?;
+        let validator = format!("{:?} {:?}", head.validator, head.len);
+        TaskId::of_url(&request.url, &validator)
+    } else {
+        let digest: Digest = request
+            .digest
+            .parse()
+            .map_err(|error: crate::digest::InvalidDigest| Status::invalid_argument(error.to_string()))?;
+        TaskId::of_digest(&digest)
+    };
+    Ok(Want { id, source: Some(source), class: Class::Stream })
+}
+
+fn to_status(error: TaskError) -> Status {
+    let message = error.to_string();
+    match error {
+        TaskError::Origin { status: 401 | 403, .. } => Status::permission_denied(message),
+        TaskError::Origin { status: 404 | 410, .. } | TaskError::NotFound(_) => Status::not_found(message),
+        TaskError::Origin { .. } | TaskError::Unreachable(_) => Status::unavailable(message),
+        TaskError::WrongDigest { .. } | TaskError::WrongDiffId { .. } => Status::data_loss(message),
+        TaskError::LayerRefused(_) => Status::failed_precondition(message),
+        TaskError::Deadline { .. } => Status::deadline_exceeded(message),
+        TaskError::Local(_) => Status::internal(message),
+        TaskError::Cancelled => Status::cancelled(message),
+    }
+}
+
+/// Completes a status with what one part of the peer knows.
+pub type StatusPart = Box<dyn Fn(&mut StatusReply) + Send + Sync>;
+
+impl Peer {
+    /// Adds what another part, as proxy or snapshotter, knows to every later status.
+    pub fn add_status(&self, part: StatusPart) {
+        self.inner.status_parts.lock().push(part);
+    }
+
+    /// What the peer is doing.
+    pub fn status(&self) -> StatusReply {
+        let store = self.store();
+        let bytes = self.metrics().by_source();
+        let tasks = store.entries().into_iter().map(|entry| {
+            let download = self.download_status(entry.id()).unwrap_or_default();
+            Task {
+                id: entry.id().to_string(),
+                length: entry.geometry().len(),
+                held_bytes: entry.held_bytes(),
+                verified: entry.is_verified(),
+                parents: download.parents,
+                from_origin: download.from_origin,
+            }
+        });
+        let mut status = StatusReply {
+            host_id: store.host_id().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            seed: self.inner.config.seed,
+            uptime_seconds: self.inner.started.elapsed().as_secs(),
+            scheduler: self.scheduler().unwrap_or_default(),
+            transfer_address: self.inner.transfer_address.clone(),
+            bytes: Some(ByteCounts {
+                local: bytes.local,
+                peer: bytes.peer,
+                seed: bytes.seed,
+                origin: bytes.origin,
+                uploaded: self.inner.transfer_metrics.sent_bytes(),
+            }),
+            store_bytes: store.used(),
+            store_quota: store.quota(),
+            tasks: tasks.collect(),
+            ..StatusReply::default()
+        };
+        for part in self.inner.status_parts.lock().iter() {
+            part(&mut status);
+        }
+        status
+    }
+}

@@ -1,0 +1,463 @@
+//! Which leaf to ask of which parent: pure, so that tests and simulations drive the same code as a transfer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+    time::Duration,
+};
+
+use rand::{Rng, RngExt};
+
+use crate::{Class, Geometry, LeafSet};
+
+/// Leaves asked of one parent and not yet here, at most.
+const WINDOW: u32 = 8;
+/// Leaves of one request, at most.
+const RUN: u32 = 4;
+/// How many places are looked at for a rare leaf.
+const SAMPLES: u32 = 16;
+/// A leaf of a waiting container that is in flight for so long is asked of a second parent.
+const HEDGE_DEMAND: Duration = Duration::from_millis(200);
+/// The same for everything else.
+const HEDGE: Duration = Duration::from_secs(2);
+/// A parent that is too busy is not asked for so long.
+const REST: Duration = Duration::from_millis(100);
+
+/// Names a parent within one download.
+pub(crate) type Key = u64;
+
+/// What is wanted, what the parents have, and what is in flight.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    geometry: Geometry,
+    /// Leaves that are here.
+    held: LeafSet,
+    /// Leaves whose digest is known: only these may be asked of parents.
+    known: LeafSet,
+    /// Known, not here, not in flight.
+    open: LeafSet,
+    /// Leaves a reader waits for.
+    demanded: BTreeSet<(Class, u32)>,
+    /// All leaves are wanted.
+    fill: Option<Class>,
+    parents: BTreeMap<Key, Parent>,
+    in_flight: HashMap<u32, Vec<Flight>>,
+    /// How many parents have each leaf.
+    copies: Vec<u16>,
+    /// No leaf before this one is open.
+    cursor: u32,
+}
+
+#[derive(Debug)]
+struct Parent {
+    have: LeafSet,
+    in_flight: u32,
+    rests_until: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Flight {
+    parent: Key,
+    since: Duration,
+}
+
+/// A request to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) parent: Key,
+    pub(crate) leaves: Range<u32>,
+    pub(crate) class: Class,
+}
+
+impl Plan {
+    /// A plan for a content of which `held` is here.
+    pub(crate) fn new(geometry: Geometry, held: LeafSet) -> Self {
+        let leaves = geometry.leaves();
+        Self {
+            geometry,
+            held,
+            known: LeafSet::new(leaves),
+            open: LeafSet::new(leaves),
+            demanded: BTreeSet::new(),
+            fill: None,
+            parents: BTreeMap::new(),
+            in_flight: HashMap::new(),
+            copies: vec![0; leaves as usize],
+            cursor: 0,
+        }
+    }
+
+    /// Leaves that are here.
+    pub(crate) fn held(&self) -> &LeafSet {
+        &self.held
+    }
+
+    /// Whether something is wanted that is not here.
+    pub(crate) fn wants(&self) -> bool {
+        !self.demanded.is_empty() || (self.fill.is_some() && !self.held.is_full())
+    }
+
+    /// Whether something is on its way from a parent.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.in_flight.is_empty()
+    }
+
+    /// Leaves that the origin need not send: here, or on their way from a parent.
+    pub(crate) fn covered(&self) -> LeafSet {
+        let mut covered = self.held.clone();
+        self.in_flight.keys().for_each(|leaf| {
+            covered.insert(*leaf);
+        });
+        covered
+    }
+
+    /// A leaf's digest became known.
+    pub(crate) fn know(&mut self, leaf: u32) {
+        if self.known.insert(leaf) {
+            self.reopen(leaf);
+        }
+    }
+
+    /// A reader waits for these leaves.
+    pub(crate) fn demand(&mut self, leaves: Range<u32>, class: Class) {
+        for leaf in leaves {
+            if leaf < self.geometry.leaves() && !self.held.contains(leaf) {
+                self.demanded.insert((class, leaf));
+            }
+        }
+    }
+
+    /// All leaves are wanted.
+    pub(crate) fn fill(&mut self, class: Class) {
+        self.fill = Some(class);
+    }
+
+    /// A parent joins; it has nothing until it says so.
+    pub(crate) fn add_parent(&mut self, key: Key) {
+        let have = LeafSet::new(self.geometry.leaves());
+        self.parents.entry(key).or_insert(Parent { have, in_flight: 0, rests_until: Duration::ZERO });
+    }
+
+    /// A parent said that it has these leaves.
+    pub(crate) fn parent_has(&mut self, key: Key, ranges: &[Range<u32>]) {
+        let Some(parent) = self.parents.get_mut(&key) else { return };
+        for range in ranges {
+            for leaf in range.start..range.end.min(self.geometry.leaves()) {
+                if parent.have.insert(leaf)
+                    && let Some(copies) = self.copies.get_mut(leaf as usize)
+                {
+                    *copies = copies.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    /// A parent is gone; what it owed is open again.
+    pub(crate) fn remove_parent(&mut self, key: Key) {
+        let Some(parent) = self.parents.remove(&key) else { return };
+        for leaf in parent.have.ranges().into_iter().flatten() {
+            if let Some(copies) = self.copies.get_mut(leaf as usize) {
+                *copies = copies.saturating_sub(1);
+            }
+        }
+        let owed: Vec<u32> = self
+            .in_flight
+            .iter()
+            .filter(|(_, f)| f.iter().any(|f| f.parent == key))
+            .map(|(leaf, _)| *leaf)
+            .collect();
+        for leaf in owed {
+            self.end_flight(leaf, key);
+        }
+    }
+
+    /// A parent does not have these leaves after all.
+    pub(crate) fn lacks(&mut self, key: Key, leaves: Range<u32>) {
+        for leaf in leaves.start..leaves.end.min(self.geometry.leaves()) {
+            if self.parents.get_mut(&key).is_some_and(|parent| parent.have.remove(leaf))
+                && let Some(copies) = self.copies.get_mut(leaf as usize)
+            {
+                *copies = copies.saturating_sub(1);
+            }
+            self.end_flight(leaf, key);
+        }
+    }
+
+    /// A parent has too much to do to send these leaves now; it is left alone for a moment.
+    pub(crate) fn busy(&mut self, key: Key, leaves: Range<u32>, now: Duration) {
+        for leaf in leaves.start..leaves.end.min(self.geometry.leaves()) {
+            self.end_flight(leaf, key);
+        }
+        if let Some(parent) = self.parents.get_mut(&key) {
+            parent.rests_until = now + REST;
+        }
+    }
+
+    /// A leaf came from a parent, right or wrong. Returns the other parents it was asked of, to be cancelled.
+    pub(crate) fn arrived(&mut self, leaf: u32, key: Key) -> Vec<Key> {
+        let others: Vec<Key> = self.in_flight.get(&leaf).into_iter().flatten().map(|f| f.parent).collect();
+        self.end_flight(leaf, key);
+        others.into_iter().filter(|other| *other != key).collect()
+    }
+
+    /// A leaf is here and verified, wherever it came from.
+    pub(crate) fn landed(&mut self, leaf: u32) {
+        self.held.insert(leaf);
+        self.open.remove(leaf);
+        for class in [Class::Demand, Class::Stream, Class::Profile, Class::Background] {
+            self.demanded.remove(&(class, leaf));
+        }
+        for flight in self.in_flight.remove(&leaf).unwrap_or_default() {
+            if let Some(parent) = self.parents.get_mut(&flight.parent) {
+                parent.in_flight = parent.in_flight.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Chooses the next requests and notes them as in flight. `now` is any monotonic time.
+    ///
+    /// What readers wait for comes first, in their order. The rest is half in order, for the reader of a stream, and
+    /// half rarest first, so that peers have something to give each other.
+    pub(crate) fn pick(&mut self, now: Duration, rng: &mut impl Rng) -> Vec<Request> {
+        let mut requests = self.pick_demanded(now);
+        if let Some(class) = self.fill {
+            self.hedge_fill(now, class, &mut requests);
+            while let Some(request) = self.pick_fill(now, class, rng) {
+                requests.push(request);
+            }
+        }
+        requests
+    }
+
+    fn pick_demanded(&mut self, now: Duration) -> Vec<Request> {
+        let mut requests: Vec<Request> = Vec::new();
+        let demanded: Vec<(Class, u32)> = self.demanded.iter().copied().take(64).collect();
+        for (class, leaf) in demanded {
+            let hedge = if class == Class::Demand { HEDGE_DEMAND } else { HEDGE };
+            if let Some(parent) = self.parent_for(leaf, now, hedge) {
+                self.start_flight(leaf, parent, now);
+                match requests.last_mut() {
+                    Some(last) if last.parent == parent && last.class == class && last.leaves.end == leaf => {
+                        last.leaves.end = leaf + 1;
+                    }
+                    _ => requests.push(Request { parent, leaves: leaf..leaf + 1, class }),
+                }
+            }
+        }
+        requests
+    }
+
+    /// The least busy parent that has a known, missing leaf and is not asked for it already.
+    fn parent_for(&self, leaf: u32, now: Duration, hedge: Duration) -> Option<Key> {
+        if self.held.contains(leaf) || !self.known.contains(leaf) {
+            return None;
+        }
+        let flights = self.in_flight.get(&leaf).map_or(&[][..], Vec::as_slice);
+        let may = flights.is_empty()
+            || (flights.len() == 1 && flights.iter().all(|f| now.saturating_sub(f.since) >= hedge));
+        if !may {
+            return None;
+        }
+        let has = |(key, parent): &(&Key, &Parent)| {
+            parent.have.contains(leaf)
+                && parent.in_flight < 2 * WINDOW
+                && parent.rests_until <= now
+                && flights.iter().all(|f| f.parent != **key)
+        };
+        self.parents.iter().filter(has).min_by_key(|(_, parent)| parent.in_flight).map(|(key, _)| *key)
+    }
+
+    /// Leaves in flight for long are asked of a second parent.
+    fn hedge_fill(&mut self, now: Duration, class: Class, requests: &mut Vec<Request>) {
+        let late: Vec<u32> = self
+            .in_flight
+            .iter()
+            .filter(|(_, flights)| {
+                flights.len() == 1 && flights.iter().all(|f| now.saturating_sub(f.since) >= HEDGE)
+            })
+            .map(|(leaf, _)| *leaf)
+            .collect();
+        for leaf in late {
+            if let Some(parent) = self.parent_for(leaf, now, HEDGE) {
+                self.start_flight(leaf, parent, now);
+                requests.push(Request { parent, leaves: leaf..leaf + 1, class });
+            }
+        }
+    }
+
+    fn pick_fill(&mut self, now: Duration, class: Class, rng: &mut impl Rng) -> Option<Request> {
+        self.cursor = self.open.first_held(self.cursor)?;
+        let mut idle: Vec<(u32, Key)> = self
+            .parents
+            .iter()
+            .filter(|(_, p)| p.in_flight < WINDOW && p.rests_until <= now)
+            .map(|(key, p)| (p.in_flight, *key))
+            .collect();
+        idle.sort_unstable();
+        for (_, key) in idle {
+            let Some(parent) = self.parents.get(&key) else { continue };
+            let Some(first) = self.open.first_common(&parent.have, self.cursor) else { continue };
+            let start = if rng.random_bool(0.5) { first } else { self.rarest(parent, first, rng) };
+            let room = RUN.min(WINDOW - parent.in_flight.min(WINDOW));
+            let piece = self.geometry.piece_of(start);
+            let mut end = start + 1;
+            while end - start < room
+                && self.open.contains(end)
+                && parent.have.contains(end)
+                && self.geometry.piece_of(end) == piece
+            {
+                end += 1;
+            }
+            for leaf in start..end {
+                self.start_flight(leaf, key, now);
+            }
+            return Some(Request { parent: key, leaves: start..end, class });
+        }
+        None
+    }
+
+    /// The rarest of some open leaves that the parent has, at random places.
+    fn rarest(&self, parent: &Parent, first: u32, rng: &mut impl Rng) -> u32 {
+        let leaves = self.geometry.leaves().max(1);
+        let places = (0..SAMPLES).map(|_| rng.random_range(0..leaves));
+        places
+            .filter_map(|from| self.open.first_common(&parent.have, from))
+            .min_by_key(|leaf| self.copies.get(*leaf as usize).copied().unwrap_or(0))
+            .unwrap_or(first)
+    }
+
+    fn start_flight(&mut self, leaf: u32, key: Key, now: Duration) {
+        self.open.remove(leaf);
+        self.in_flight.entry(leaf).or_default().push(Flight { parent: key, since: now });
+        if let Some(parent) = self.parents.get_mut(&key) {
+            parent.in_flight += 1;
+        }
+    }
+
+    fn end_flight(&mut self, leaf: u32, key: Key) {
+        let Some(flights) = self.in_flight.get_mut(&leaf) else { return };
+        let before = flights.len();
+        flights.retain(|flight| flight.parent != key);
+        if flights.len() < before
+            && let Some(parent) = self.parents.get_mut(&key)
+        {
+            parent.in_flight = parent.in_flight.saturating_sub(1);
+        }
+        if flights.is_empty() {
+            self.in_flight.remove(&leaf);
+            self.reopen(leaf);
+        }
+    }
+
+    fn reopen(&mut self, leaf: u32) {
+        if self.known.contains(leaf) && !self.held.contains(leaf) && !self.in_flight.contains_key(&leaf) {
+            self.open.insert(leaf);
+            self.cursor = self.cursor.min(leaf);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{SeedableRng, rngs::SmallRng};
+
+    use super::*;
+    use crate::LEAF_LEN;
+
+    fn plan(leaves: u32) -> Plan {
+        let geometry = Geometry::Fixed { len: u64::from(leaves) * u64::from(LEAF_LEN) };
+        Plan::new(geometry, LeafSet::new(leaves))
+    }
+
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn asks_only_for_leaves_with_a_known_digest() {
+        let mut plan = plan(8);
+        let mut rng = SmallRng::seed_from_u64(1);
+        plan.fill(Class::Stream);
+        plan.add_parent(1);
+        plan.parent_has(1, &[0..8]);
+        assert_eq!(plan.pick(at(0), &mut rng), []);
+        plan.know(3);
+        assert_eq!(plan.pick(at(0), &mut rng), [Request { parent: 1, leaves: 3..4, class: Class::Stream }]);
+    }
+
+    #[test]
+    fn what_a_container_waits_for_comes_first_and_is_hedged() {
+        let mut plan = plan(64);
+        let mut rng = SmallRng::seed_from_u64(1);
+        (0..64).for_each(|leaf| plan.know(leaf));
+        plan.fill(Class::Background);
+        for parent in [1, 2] {
+            plan.add_parent(parent);
+            plan.parent_has(parent, &[0..64]);
+        }
+        plan.demand(40..41, Class::Demand);
+        let first = plan.pick(at(0), &mut rng).remove(0);
+        assert_eq!((first.leaves.clone(), first.class), (40..41, Class::Demand));
+        let again = plan.pick(at(300), &mut rng).remove(0);
+        assert_eq!(again.leaves, 40..41);
+        assert_ne!(again.parent, first.parent);
+    }
+
+    #[test]
+    fn what_a_lost_parent_owed_is_asked_of_another() {
+        let mut plan = plan(4);
+        let mut rng = SmallRng::seed_from_u64(1);
+        (0..4).for_each(|leaf| plan.know(leaf));
+        plan.fill(Class::Stream);
+        plan.add_parent(1);
+        plan.parent_has(1, &[0..4]);
+        while !plan.pick(at(0), &mut rng).is_empty() {}
+        assert!(plan.is_waiting());
+        plan.remove_parent(1);
+        assert!(!plan.is_waiting());
+        plan.add_parent(2);
+        plan.parent_has(2, &[0..4]);
+        let asked: u32 = plan.pick(at(0), &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
+        assert_eq!(asked, 4);
+    }
+
+    proptest! {
+        /// Whatever parents come, refuse and go: every leaf that some steady parent has arrives, none twice at once.
+        #[test]
+        fn finishes_with_flaky_parents(seed in any::<u64>(), leaves in 1u32..200, flaky in 0u64..5) {
+            let mut plan = plan(leaves);
+            let mut rng = SmallRng::seed_from_u64(seed);
+            (0..leaves).for_each(|leaf| plan.know(leaf));
+            plan.fill(Class::Stream);
+            let whole = 0..leaves;
+            for key in 0..=flaky {
+                plan.add_parent(key);
+                plan.parent_has(key, std::slice::from_ref(&whole));
+            }
+            let mut rounds = 0;
+            while plan.wants() {
+                rounds += 1;
+                prop_assert!(rounds < 10_000);
+                for request in plan.pick(at(rounds), &mut rng) {
+                    for leaf in request.leaves {
+                        prop_assert!(!plan.held().contains(leaf));
+                        if request.parent == 0 || rng.random_bool(0.5) {
+                            plan.arrived(leaf, request.parent);
+                            plan.landed(leaf);
+                        } else if rng.random_bool(0.5) {
+                            plan.lacks(request.parent, leaf..leaf + 1);
+                        } else {
+                            plan.busy(request.parent, leaf..leaf + 1, at(rounds));
+                        }
+                    }
+                }
+                if rng.random_bool(0.05) {
+                    plan.remove_parent(rng.random_range(1..=flaky.max(1)));
+                }
+            }
+            prop_assert!(plan.held().is_full());
+            prop_assert!(!plan.is_waiting());
+        }
+    }
+}

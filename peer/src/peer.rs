@@ -1,0 +1,518 @@
+//! The peer: opens tasks, keeps the running ones, and hands the scheduler's messages to them.
+
+use std::{
+    collections::{HashMap, hash_map},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use darter_proto::manager::{Instance, Kind};
+use darter_proto::scheduler::{
+    Config as Limited, Digests, Dropped, Host, MakeLayer, Place, SendDigests, peer_message::Message as Said,
+    scheduler_message::Message as Heard,
+};
+use darter_service::{
+    Registry,
+    listen::{self, ListenError},
+    manager::{self, Manager, ManagerError},
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Class, Content, LayerMaker, TaskError, TaskId,
+    config::{Config, advertised},
+    content::{Shared, blocking},
+    control::{self, StatusPart},
+    download::{Download, DownloadStatus, Means, task_of},
+    layers::{Awaited, Made},
+    limits::{Limits, LimitsConfig},
+    metrics::PeerMetrics,
+    origin::{Origin, Registries, RegistryError, Source},
+    session::{Keeper, Session},
+    store::{Entry, Store, StoreError},
+    transfer::{Pool, Server, TransferMetrics},
+    wire,
+};
+
+/// A download's inbox that stays full for so long belongs to a stuck download, which then misses a message.
+const INBOX_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A handle on the engine; cheap to clone.
+#[derive(Clone)]
+pub struct Peer {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// A content to be opened.
+#[derive(Debug, Clone)]
+pub struct Want {
+    /// Names the content.
+    pub id: TaskId,
+    /// Its origin; `None` if only peers can have it.
+    pub source: Option<Source>,
+    /// Why it is wanted.
+    pub class: Class,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) means: Means,
+    pub(crate) limits: Limits,
+    pub(crate) registries: Registries,
+    pub(crate) maker: Option<Arc<dyn LayerMaker>>,
+    /// How many layers may be made at once.
+    pub(crate) makes: Semaphore,
+    /// Descriptors that are awaited from the scheduler, by blob.
+    pub(crate) awaited: Mutex<HashMap<String, watch::Sender<Awaited>>>,
+    /// Layers being made here, by blob.
+    pub(crate) making: Mutex<HashMap<TaskId, watch::Receiver<Option<Made>>>>,
+    running: Mutex<HashMap<TaskId, Running>>,
+    pub(crate) transfer_address: String,
+    pub(crate) transfer_metrics: TransferMetrics,
+    pub(crate) status_parts: Mutex<Vec<StatusPart>>,
+    pub(crate) started: Instant,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) shutdown: CancellationToken,
+}
+
+struct Running {
+    shared: Arc<Shared>,
+    inbox: mpsc::Sender<Heard>,
+    status: Arc<Mutex<DownloadStatus>>,
+}
+
+/// Why a peer did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The client for origins cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A registry's configuration cannot be used.
+    #[error(transparent)]
+    Registries(#[from] RegistryError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Address(#[from] ListenError),
+    /// The manager's address is no address.
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
+    /// The control socket cannot be listened on.
+    #[error("cannot listen on {}: {source}", path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The peer was told to stop while it started.
+    #[error("stopped while starting")]
+    Stopped,
+}
+
+impl Peer {
+    /// Starts everything that a peer does; it goes on until `shutdown`, see [`Self::stopped`].
+    ///
+    /// # Errors
+    /// The store is not usable, or an address is taken.
+    pub async fn start(
+        config: Config,
+        maker: Option<Arc<dyn LayerMaker>>,
+        metrics: &mut Registry,
+        shutdown: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let store_config = config.store.clone();
+        let store = tokio::task::spawn_blocking(move || Store::open(&store_config))
+            .await
+            .map_err(|_| StartError::Stopped)??;
+        let limits = Limits::new(&config.limits);
+        let registries = Registries::new(&config.registries)?;
+        let origin = Origin::new(&config.origin, registries.clone(), limits.clone())?;
+        let listener = listen::bind("transfers to other peers", config.transfer.listen).await?;
+        let listening = listener.local_addr().unwrap_or(config.transfer.listen);
+        let transfer_address = advertised(config.transfer.advertise, listening).to_string();
+        let control = control::bind(&config.control_socket)?;
+
+        let tracker = TaskTracker::new();
+        let transfer_metrics = TransferMetrics::register(metrics);
+        let pool = Pool::new(store.host_id(), limits.clone(), &config.transfer, transfer_metrics.clone());
+        let (inbox, heard) = mpsc::channel(1024);
+        let host = host(&config, &store, &transfer_address);
+        let manager = link(&config, &host, &tracker, &shutdown)?;
+        let keeper = Keeper {
+            addresses: schedulers(config.scheduler.addresses.clone(), manager.clone(), &tracker, &shutdown),
+            host,
+            store: store.clone(),
+            inbox,
+            shutdown: shutdown.clone(),
+        };
+        let (session, keeping) = keeper.start();
+        tracker.spawn(keeping);
+        tracker.spawn(Server::serve(
+            listener,
+            store.clone(),
+            limits.clone(),
+            config.transfer.clone(),
+            transfer_metrics.clone(),
+            shutdown.clone(),
+        ));
+        let metrics = PeerMetrics::register(metrics);
+        let inner = Arc::new(Inner {
+            makes: Semaphore::new(config.makes.max(1)),
+            registries,
+            means: Means { store, origin, pool, session, metrics },
+            config,
+            limits,
+            maker,
+            awaited: Mutex::default(),
+            making: Mutex::default(),
+            running: Mutex::default(),
+            transfer_address,
+            transfer_metrics,
+            status_parts: Mutex::default(),
+            started: Instant::now(),
+            tracker,
+            shutdown,
+        });
+        let peer = Self { inner };
+        peer.inner.tracker.spawn(peer.clone().hear(heard));
+        peer.inner.tracker.spawn(peer.clone().tell_evictions());
+        peer.inner.tracker.spawn(control::serve(control, peer.clone()));
+        if let Some(manager) = manager {
+            peer.inner.tracker.spawn(follow_limits(peer.clone(), manager));
+        }
+        Ok(peer)
+    }
+
+    /// Waits until everything has ended after shutdown, and the store is flushed.
+    pub async fn stopped(&self) {
+        self.inner.shutdown.cancelled().await;
+        self.inner.means.pool.close().await;
+        self.inner.tracker.close();
+        self.inner.tracker.wait().await;
+        let store = self.inner.means.store.clone();
+        if let Err(error) = blocking(move || store.flush()).await {
+            tracing::error!(%error, "the store could not be flushed; unflushed leaves will be fetched again");
+        }
+    }
+
+    /// Joins a task or starts it. Returns at once; failures come from the content.
+    ///
+    /// # Errors
+    /// Only [`TaskError::Cancelled`], during shutdown.
+    pub async fn open(&self, want: Want) -> Result<Content, TaskError> {
+        self.open_as(want, None, false).await
+    }
+
+    /// As [`Self::open`], of a content whose leaves are known (`entry`), or that the scheduler leased to this peer.
+    pub(crate) async fn open_as(
+        &self,
+        want: Want,
+        entry: Option<Arc<Entry>>,
+        leased: bool,
+    ) -> Result<Content, TaskError> {
+        if self.inner.shutdown.is_cancelled() {
+            return Err(TaskError::Cancelled);
+        }
+        let stall = self.inner.config.stall_timeout;
+        let verified = self.inner.means.store.get(&want.id).filter(|entry| entry.is_verified());
+        if let Some(entry) = verified {
+            return Ok(Content::stored(entry, stall));
+        }
+        let mut running = self.inner.running.lock();
+        if let hash_map::Entry::Occupied(occupied) = running.entry(want.id.clone())
+            && occupied.get().shared.outcome.borrow().is_none()
+        {
+            return Ok(Content::joined(occupied.get().shared.clone()));
+        }
+        let (shared, demands) = Shared::downloading(want.id.clone(), stall);
+        let (inbox, heard) = mpsc::channel(256);
+        let mut download = Download::new(self.inner.means.clone(), shared.clone(), want.source, want.class);
+        if let Some(entry) = entry {
+            download = download.with_entry(entry);
+        }
+        if leased {
+            download = download.leased();
+        }
+        let status = download.status();
+        running.insert(want.id.clone(), Running { shared: shared.clone(), inbox, status });
+        drop(running);
+        let content = Content::joined(shared.clone());
+        let (peer, cancel) = (self.clone(), self.inner.shutdown.clone());
+        self.inner.tracker.spawn(async move {
+            download.run(heard, demands, cancel).await;
+            let mut running = peer.inner.running.lock();
+            if running.get(&want.id).is_some_and(|running| Arc::ptr_eq(&running.shared, &shared)) {
+                running.remove(&want.id);
+            }
+        });
+        Ok(content)
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.inner.means.store
+    }
+
+    /// The client for origins.
+    pub fn origin(&self) -> &Origin {
+        &self.inner.means.origin
+    }
+
+    /// Where registries are reached.
+    pub fn registries(&self) -> &Registries {
+        &self.inner.registries
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &PeerMetrics {
+        &self.inner.means.metrics
+    }
+
+    /// The scheduler whose session is up.
+    pub fn scheduler(&self) -> Option<String> {
+        self.inner.means.session.live().map(|live| live.address)
+    }
+
+    /// What a running task is doing.
+    pub(crate) fn download_status(&self, id: &TaskId) -> Option<DownloadStatus> {
+        self.inner.running.lock().get(id).map(|running| running.status.lock().clone())
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        &self.inner.means.session
+    }
+
+    /// Hands the scheduler's messages to whom they are for.
+    async fn hear(self, mut heard: mpsc::Receiver<Heard>) {
+        while let Some(message) = tokio::select! {
+            message = heard.recv() => message,
+            () = self.inner.shutdown.cancelled() => None,
+        } {
+            match message {
+                Heard::Fetch(fetch) => self.fetch(fetch.task.unwrap_or_default()).await,
+                Heard::MakeLayer(make) => self.make(make),
+                Heard::Layer(layer) => self.layer_heard(layer),
+                Heard::Config(config) => self.limit(&config),
+                Heard::SendDigests(send) if self.is_idle(&send) => self.send_digests(&send).await,
+                Heard::Discard(discard) if self.inbox(&TaskId::parse(&discard.task).ok()).is_none() => {
+                    self.discard(&discard.task).await;
+                }
+                message => self.pass_on(message).await,
+            }
+        }
+    }
+
+    async fn pass_on(&self, message: Heard) {
+        let Some(inbox) = self.inbox(&task_of(&message)) else {
+            tracing::trace!(?message, "for no running task");
+            return;
+        };
+        if !matches!(timeout(INBOX_DEADLINE, inbox.send(message)).await, Ok(Ok(()))) {
+            tracing::debug!("a task ended before it heard the scheduler");
+        }
+    }
+
+    fn inbox(&self, id: &Option<TaskId>) -> Option<mpsc::Sender<Heard>> {
+        let running = self.inner.running.lock();
+        running.get(id.as_ref()?).filter(|r| r.shared.outcome.borrow().is_none()).map(|r| r.inbox.clone())
+    }
+
+    fn is_idle(&self, send: &SendDigests) -> bool {
+        self.inbox(&TaskId::parse(&send.task).ok()).is_none()
+    }
+
+    /// A seed's work: fetches a task from its origin under a lease and holds on to it until it is done.
+    async fn fetch(&self, task: darter_proto::scheduler::Task) {
+        let (id, source) = match wire::task_from_proto(&task) {
+            Ok((id, Some(source))) => (id, source),
+            Ok((id, None)) => return tracing::warn!(task = %id, "asked to fetch a task without an origin"),
+            Err(error) => return tracing::warn!(%error, "asked to fetch a malformed task"),
+        };
+        if let Some(inbox) = self.inbox(&Some(id.clone())) {
+            let lease = darter_proto::scheduler::Lease { task: id.to_string() };
+            inbox.send(Heard::Lease(lease)).await.ok();
+        }
+        let want = Want { id, source: Some(source), class: Class::Stream };
+        let Ok(content) = self.open_as(want, None, true).await else { return };
+        self.inner.tracker.spawn(async move {
+            if let Err(error) = content.finished().await {
+                tracing::info!(task = %content.id(), %error, "a fetch under lease failed");
+            }
+        });
+    }
+
+    fn make(&self, make: MakeLayer) {
+        let peer = self.clone();
+        self.inner.tracker.spawn(async move { peer.make_for_others(make).await });
+    }
+
+    async fn send_digests(&self, send: &SendDigests) {
+        let Ok(id) = TaskId::parse(&send.task) else { return };
+        if let Some(entry) = self.inner.means.store.get(&id) {
+            self.tell_digests(&entry).await;
+        }
+    }
+
+    /// Tells the scheduler the leaf digests of what is here completely.
+    pub(crate) async fn tell_digests(&self, entry: &Arc<Entry>) {
+        let leaves = entry.geometry().leaves();
+        let Some(digests) = entry.digests(0..leaves).filter(|_| entry.is_verified()) else { return };
+        let message = Digests {
+            task: entry.id().to_string(),
+            length: entry.geometry().len(),
+            leaves,
+            first: 0,
+            digests: digests.into(),
+            verified: true,
+        };
+        self.session().send(Said::Digests(message)).await;
+    }
+
+    async fn discard(&self, id: &str) {
+        let Ok(id) = TaskId::parse(id) else { return };
+        tracing::warn!(task = %id, "discarded by the scheduler");
+        let store = self.inner.means.store.clone();
+        if let Err(error) = blocking(move || store.remove(&id)).await {
+            tracing::error!(%error, "a discarded task could not be removed");
+        }
+    }
+
+    /// The cluster's limits, where it sets some, take the place of the own ones.
+    fn limit(&self, config: &Limited) {
+        let own = &self.inner.config.limits;
+        let rate = |theirs: u64, own: u64| if theirs == 0 { own } else { theirs };
+        self.inner.limits.set(&LimitsConfig {
+            download: rate(config.download_bytes_per_second, own.download),
+            upload: rate(config.upload_bytes_per_second, own.upload),
+            origin: rate(config.origin_bytes_per_second, own.origin),
+            prefetch: rate(config.prefetch_bytes_per_second, own.prefetch),
+        });
+    }
+
+    async fn tell_evictions(self) {
+        let mut evictions = self.inner.means.store.evictions();
+        loop {
+            let evicted = tokio::select! {
+                evicted = evictions.recv() => evicted,
+                () = self.inner.shutdown.cancelled() => return,
+            };
+            match evicted {
+                Ok(id) => {
+                    self.session().send(Said::Dropped(Dropped { tasks: vec![id.to_string()] })).await;
+                }
+                Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer").field("transfer", &self.inner.transfer_address).finish_non_exhaustive()
+    }
+}
+
+fn host(config: &Config, store: &Store, transfer_address: &str) -> Host {
+    let name = if config.name.is_empty() {
+        rustix::system::uname().nodename().to_string_lossy().into_owned()
+    } else {
+        config.name.clone()
+    };
+    let place = &config.place;
+    Host {
+        id: store.host_id().to_owned(),
+        name,
+        transfer_address: transfer_address.to_owned(),
+        place: Some(Place {
+            region: place.region.clone(),
+            zone: place.zone.clone(),
+            rack: place.rack.clone(),
+        }),
+        seed: config.seed,
+        upload_slots: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// Makes this peer known to the manager, if there is one.
+fn link(
+    config: &Config,
+    host: &Host,
+    tracker: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> Result<Option<Manager>, StartError> {
+    let Some(settings) = &config.manager else { return Ok(None) };
+    let kind = if config.seed { Kind::Seed } else { Kind::Peer };
+    let instance = Instance {
+        kind: kind.into(),
+        id: host.id.clone(),
+        name: host.name.clone(),
+        address: host.transfer_address.clone(),
+        version: host.version.clone(),
+        region: config.place.region.clone(),
+        zone: config.place.zone.clone(),
+        rack: config.place.rack.clone(),
+        ..Instance::default()
+    };
+    let (manager, link) = manager::connect(settings, instance)?;
+    tracker.spawn(link.run(shutdown.clone()));
+    Ok(Some(manager))
+}
+
+/// The configured schedulers, then those that the manager knows, as one list that follows the manager's.
+fn schedulers(
+    configured: Vec<String>,
+    manager: Option<Manager>,
+    tracker: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> watch::Receiver<Vec<String>> {
+    let (sender, receiver) = watch::channel(configured.clone());
+    let shutdown = shutdown.clone();
+    tracker.spawn(async move {
+        if let Some(manager) = manager {
+            let mut told = manager.schedulers();
+            loop {
+                let mut all = configured.clone();
+                let told_now = told.borrow_and_update().clone();
+                let addresses = told_now.iter().map(|instance| format!("http://{}", instance.address));
+                all.extend(addresses.filter(|address| !configured.contains(address)));
+                sender.send_replace(all);
+                tokio::select! {
+                    changed = told.changed() => if changed.is_err() { break },
+                    () = shutdown.cancelled() => break,
+                }
+            }
+        }
+        shutdown.cancelled().await;
+        drop(sender);
+    });
+    receiver
+}
+
+/// Applies the manager's dynamic configuration whenever it changes.
+async fn follow_limits(peer: Peer, manager: Manager) {
+    let mut config = manager.config();
+    loop {
+        let now = *config.borrow_and_update();
+        peer.limit(&Limited {
+            download_bytes_per_second: now.download_bytes_per_second,
+            upload_bytes_per_second: now.upload_bytes_per_second,
+            origin_bytes_per_second: now.origin_bytes_per_second,
+            prefetch_bytes_per_second: now.prefetch_bytes_per_second,
+        });
+        tokio::select! {
+            changed = config.changed() => if changed.is_err() { return },
+            () = peer.inner.shutdown.cancelled() => return,
+        }
+    }
+}

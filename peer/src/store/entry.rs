@@ -1,0 +1,286 @@
+//! A handle on one stored task.
+
+use std::{
+    fs::File,
+    io, iter,
+    ops::Range,
+    os::unix::fs::FileExt,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::{
+    StoreError,
+    error::is_disk_full,
+    inner::{Inner, delete, removed},
+    record::{OpenError, Record},
+};
+use crate::{Geometry, LeafDigest, TaskId, digest::leaf_digest};
+
+/// A handle on one stored task.
+///
+/// The data file is open from the first use of its bytes until the last handle that used it is dropped. A handle does
+/// not keep the task in the store, a [`Pin`] does; but as long as it has the file open, what was evicted still takes
+/// disk space.
+#[derive(Debug)]
+pub struct Entry {
+    store: Arc<Inner>,
+    pub(super) record: Arc<Record>,
+    file: OnceLock<Arc<File>>,
+}
+
+/// Keeps an entry from eviction while it lives.
+#[derive(Debug)]
+pub struct Pin {
+    record: Arc<Record>,
+}
+
+impl Entry {
+    pub(super) fn new(store: Arc<Inner>, record: Arc<Record>) -> Self {
+        Self { store, record, file: OnceLock::new() }
+    }
+
+    /// The task's id.
+    pub fn id(&self) -> &TaskId {
+        &self.record.id
+    }
+
+    /// How the content is cut.
+    pub fn geometry(&self) -> &Geometry {
+        &self.record.geometry
+    }
+
+    /// The data file, for `sendfile` and `pread`: each held leaf lies at its own stored offset. What is read here is not
+    /// checked against a digest, and bytes of leaves that are not held have no meaning.
+    ///
+    /// # Errors
+    /// [`StoreError::Removed`] if the entry is gone; [`StoreError::Io`] if the file cannot be opened.
+    pub fn file(&self) -> Result<&File, StoreError> {
+        self.open().map(|file| &**file)
+    }
+
+    /// Number of held leaves.
+    pub fn held(&self) -> u32 {
+        self.record.leaves(|leaves| leaves.held().count())
+    }
+
+    /// Stored length of the held leaves, in bytes.
+    pub fn held_bytes(&self) -> u64 {
+        self.record.held_bytes()
+    }
+
+    /// Whether a leaf is held.
+    pub fn has(&self, leaf: u32) -> bool {
+        self.record.leaves(|leaves| leaves.held().contains(leaf))
+    }
+
+    /// The held leaves as runs, in order.
+    pub fn have_ranges(&self) -> Vec<Range<u32>> {
+        self.record.leaves(|leaves| leaves.held().ranges())
+    }
+
+    /// The leaves that are not held as runs, in order.
+    pub fn missing(&self) -> Vec<Range<u32>> {
+        let mut start = 0;
+        let mut missing = Vec::new();
+        let end = self.geometry().leaves();
+        for held in self.have_ranges().into_iter().chain(iter::once(end..end)) {
+            if start < held.start {
+                missing.push(start..held.start);
+            }
+            start = held.end;
+        }
+        missing
+    }
+
+    /// Whether all leaves are held.
+    pub fn is_complete(&self) -> bool {
+        self.record.leaves(|leaves| leaves.held().is_full())
+    }
+
+    /// Whether all leaves are held and the whole was checked.
+    pub fn is_verified(&self) -> bool {
+        self.record.is_verified()
+    }
+
+    /// Whether the task was evicted or removed; then no leaf is held any more, and none can be written.
+    pub fn is_removed(&self) -> bool {
+        self.record.is_removed()
+    }
+
+    /// A leaf's digest: from the leaf table, for a blob only that of a held leaf.
+    pub fn digest(&self, leaf: u32) -> Option<LeafDigest> {
+        match self.geometry() {
+            Geometry::Table(table) => table.get(leaf).map(|entry| entry.digest),
+            Geometry::Fixed { .. } => self.record.leaves(|leaves| leaves.digest(leaf)),
+        }
+    }
+
+    /// The digests of a run of leaves one after the other; `None` if one of them is not known.
+    pub fn digests(&self, leaves: Range<u32>) -> Option<Vec<u8>> {
+        let digests: Option<Vec<LeafDigest>> = leaves.map(|leaf| self.digest(leaf)).collect();
+        digests.map(|digests| digests.concat())
+    }
+
+    /// Stores a leaf whose digest the caller has checked; false if it was there already.
+    ///
+    /// The leaf can be read at once and becomes durable within about half a second.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] if there is no room for it, in the quota or on the disk; the entry is as it was.
+    pub fn write_leaf(&self, leaf: u32, digest: LeafDigest, bytes: &[u8]) -> Result<bool, StoreError> {
+        self.store.queue.check_open()?;
+        let range = self.leaf_range(leaf)?;
+        let (expected, got) = (range.end - range.start, bytes.len() as u64);
+        if expected != got {
+            return Err(StoreError::WrongLength { id: self.id().clone(), leaf, expected, got });
+        }
+        if matches!(self.geometry(), Geometry::Table(_)) && self.digest(leaf) != Some(digest) {
+            return Err(StoreError::WrongDigest(self.id().clone()));
+        }
+        let _writing = self.record.write.lock();
+        self.check_not_removed()?;
+        if self.has(leaf) {
+            return Ok(false);
+        }
+        let room = self.store.reserve(got, Some(self.id()))?;
+        let file = self.open()?;
+        self.store.write(file, &self.record.path, bytes, range.start, Some(self.id()))?;
+        if !self.record.insert(leaf, digest, got, file) {
+            // Evicted since; the file may have been made after that.
+            delete(&self.record);
+            return Err(removed(&self.record));
+        }
+        room.keep();
+        self.store.queue.changed(&self.record, got);
+        self.record.bump();
+        Ok(true)
+    }
+
+    /// Reads a held leaf and checks its digest.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHeld`]; [`StoreError::Rotten`] if the disk returned something else than was written (or nothing):
+    /// the leaf is dropped and can be written anew.
+    pub fn read_leaf(&self, leaf: u32) -> Result<Bytes, StoreError> {
+        self.check_not_removed()?;
+        let range = self.leaf_range(leaf)?;
+        let not_held = || StoreError::NotHeld { id: self.id().clone(), leaf };
+        let digest = self.record.leaves(|leaves| leaves.digest(leaf)).ok_or_else(not_held)?;
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        match self.open()?.read_exact_at(&mut bytes, range.start) {
+            Ok(()) if leaf_digest(&bytes) == digest => Ok(bytes.into()),
+            Ok(()) => Err(self.rotten(leaf..leaf + 1, "its digest is wrong")),
+            Err(e) if is_damage(&e) => Err(self.rotten(leaf..leaf + 1, &e.to_string())),
+            Err(e) => Err(self.io("read")(e)),
+        }
+    }
+
+    /// Fills `buf` with the stored bytes from `offset` on, all of which must be in held leaves. Does not check digests.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHeld`] or [`StoreError::NoLeaf`] if a byte is not here; [`StoreError::Rotten`] if the disk could
+    /// not return them: the leaves are dropped.
+    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
+        let Some(length) = (buf.len() as u64).checked_sub(1) else { return Ok(()) };
+        self.check_not_removed()?;
+        let leaf_at = |offset| {
+            let none = || StoreError::NoLeaf { id: self.id().clone(), leaf: self.geometry().leaves() };
+            self.geometry().leaf_at(offset).ok_or_else(none)
+        };
+        let (first, last) = (leaf_at(offset)?, leaf_at(offset.saturating_add(length))?);
+        let leaves = first..last + 1;
+        let missing = self.record.leaves(|held| held.held().first_missing(first));
+        if let Some(leaf) = missing.filter(|leaf| leaves.contains(leaf)) {
+            return Err(StoreError::NotHeld { id: self.id().clone(), leaf });
+        }
+        match self.open()?.read_exact_at(buf, offset) {
+            Err(e) if is_damage(&e) => Err(self.rotten(leaves, &e.to_string())),
+            read => read.map_err(self.io("read")),
+        }
+    }
+
+    /// Notes that the whole content was checked. Durable at the earliest with all its leaves; [`super::Store::flush`]
+    /// waits for that.
+    ///
+    /// # Errors
+    /// [`StoreError::Incomplete`] if leaves are missing.
+    pub fn mark_verified(&self) -> Result<(), StoreError> {
+        self.store.queue.check_open()?;
+        self.check_not_removed()?;
+        if self.is_verified() {
+            return Ok(());
+        }
+        if !self.record.set_verified() {
+            return Err(StoreError::Incomplete(self.id().clone()));
+        }
+        self.store.queue.changed_urgent(&self.record);
+        self.record.bump();
+        Ok(())
+    }
+
+    /// Changes after every written leaf, and when the entry is verified, loses leaves, or is removed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.record.changes.subscribe()
+    }
+
+    /// Keeps the entry from eviction while the guard lives. An entry that was removed before stays removed: see
+    /// [`Self::is_removed`].
+    pub fn pin(self: &Arc<Self>) -> Pin {
+        self.record.pin();
+        Pin { record: self.record.clone() }
+    }
+
+    /// Drops a held leaf whose content is not what it should be.
+    pub(super) fn drop_leaf(&self, leaf: u32) {
+        self.store.drop_leaves(&self.record, [leaf]);
+    }
+
+    fn open(&self) -> Result<&Arc<File>, StoreError> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let file = self.record.open().map_err(|e| match e {
+            OpenError::Io(e) if is_disk_full(&e) => self.store.full(self.geometry().len()),
+            OpenError::Io(e) => self.io("open")(e),
+            OpenError::Removed => removed(&self.record),
+            OpenError::Lost => {
+                self.store.lost(&self.record);
+                removed(&self.record)
+            }
+        })?;
+        Ok(self.file.get_or_init(|| file))
+    }
+
+    fn rotten(&self, leaves: Range<u32>, reason: &str) -> StoreError {
+        tracing::warn!(task = %self.id(), ?leaves, reason, "store: damaged on disk, dropped");
+        let leaf = leaves.start;
+        self.store.drop_leaves(&self.record, leaves);
+        StoreError::Rotten { id: self.id().clone(), leaf }
+    }
+
+    fn leaf_range(&self, leaf: u32) -> Result<Range<u64>, StoreError> {
+        self.geometry().leaf_range(leaf).ok_or_else(|| StoreError::NoLeaf { id: self.id().clone(), leaf })
+    }
+
+    fn check_not_removed(&self) -> Result<(), StoreError> {
+        if self.is_removed() { Err(removed(&self.record)) } else { Ok(()) }
+    }
+
+    fn io(&self, what: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+        StoreError::io(what, &self.record.path)
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.record.unpin();
+    }
+}
+
+/// Whether a failed read says that the bytes are gone, not that they cannot be read just now.
+fn is_damage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof || error.raw_os_error() == Some(libc::EIO)
+}

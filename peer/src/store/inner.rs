@@ -1,0 +1,203 @@
+//! What all handles of one store share.
+
+use std::{
+    collections::{HashMap, hash_map},
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use super::{
+    StoreError, directory::Directory, queue::Queue, record::Record, recovery::Recovered, room::Room,
+};
+use crate::{Digest, Geometry, LayerDescriptor, TaskId};
+
+/// What all handles of one store share.
+///
+/// Locks, in the order in which they may be taken: a record's `write`, `room`, `tasks`, a record's `state`, `layers`,
+/// the queue's.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) directory: Directory,
+    pub(super) room: Arc<Room>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) host_id: String,
+    pub(super) evictions: broadcast::Sender<TaskId>,
+    tasks: Mutex<HashMap<TaskId, Arc<Record>>>,
+    layers: Mutex<HashMap<Digest, LayerDescriptor>>,
+    /// The latest time of use that was given out.
+    clock: AtomicU64,
+}
+
+impl Inner {
+    pub(super) fn new(
+        directory: Directory,
+        room: Arc<Room>,
+        queue: Arc<Queue>,
+        host_id: String,
+        Recovered { records, layers }: Recovered,
+    ) -> Self {
+        let clock = records.iter().map(|record| record.last_use()).max().unwrap_or(0);
+        Self {
+            directory,
+            room,
+            queue,
+            host_id,
+            evictions: broadcast::Sender::new(1024),
+            tasks: Mutex::new(records.into_iter().map(|record| (record.id.clone(), record)).collect()),
+            layers: Mutex::new(layers.into_iter().map(|layer| (layer.blob.clone(), layer)).collect()),
+            clock: AtomicU64::new(clock),
+        }
+    }
+
+    /// The task's record, which counts as used now.
+    pub(super) fn get(&self, id: &TaskId) -> Option<Arc<Record>> {
+        let record = self.tasks.lock().get(id).cloned()?;
+        if record.touch(self.now()) {
+            self.queue.changed(&record, 0);
+        }
+        Some(record)
+    }
+
+    /// Picks from all records.
+    pub(super) fn records<T>(&self, pick: impl FnMut(&Arc<Record>) -> Option<T>) -> Vec<T> {
+        self.tasks.lock().values().filter_map(pick).collect()
+    }
+
+    /// A record for a new task, not yet in the store.
+    pub(super) fn new_record(&self, id: &TaskId, geometry: Geometry) -> Record {
+        let generation = rand::random();
+        let path = self.directory.data_file(id, generation);
+        Record::new(id.clone(), geometry, generation, path)
+    }
+
+    /// Puts a record into the store, or returns the one that came before it.
+    pub(super) fn put_in(&self, record: Arc<Record>) -> Result<(), Arc<Record>> {
+        match self.tasks.lock().entry(record.id.clone()) {
+            hash_map::Entry::Occupied(there) => Err(there.get().clone()),
+            hash_map::Entry::Vacant(vacant) => {
+                record.touch(self.now());
+                vacant.insert(record.clone());
+                self.queue.changed(&record, 0);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes a record out of the store and deletes its file; the bytes it held, or `None` if it is pinned (and
+    /// `unpinned_only`) or out already.
+    pub(super) fn take_out(&self, record: &Record, unpinned_only: bool) -> Option<u64> {
+        let freed = {
+            let mut tasks = self.tasks.lock();
+            let freed = record.retire(unpinned_only)?;
+            tasks.remove(&record.id);
+            self.queue.removed(&record.id);
+            self.forget_layers(&tasks, &record.id);
+            freed
+        };
+        self.room.give_back(freed);
+        delete(record);
+        record.bump();
+        Some(freed)
+    }
+
+    /// Takes out a record whose data file is gone.
+    pub(super) fn lost(&self, record: &Record) {
+        tracing::warn!(task = %record.id, file = %record.path.display(), "store: a data file is gone");
+        if self.take_out(record, false).is_some() {
+            self.announce(&record.id);
+        }
+    }
+
+    /// Forgets leaves that turned out to be bad.
+    pub(super) fn drop_leaves(&self, record: &Arc<Record>, leaves: impl IntoIterator<Item = u32>) {
+        let freed = record.drop_leaves(leaves);
+        if freed > 0 {
+            self.room.give_back(freed);
+            self.queue.changed(record, 0);
+            record.bump();
+        }
+    }
+
+    /// Tells of a task that is gone without anybody having asked for it.
+    pub(super) fn announce(&self, id: &TaskId) {
+        // An error only means that nobody listens.
+        self.evictions.send(id.clone()).ok();
+    }
+
+    pub(super) fn put_layer(&self, descriptor: &LayerDescriptor) {
+        let mut layers = self.layers.lock();
+        let before = layers.insert(descriptor.blob.clone(), descriptor.clone());
+        if before.as_ref() != Some(descriptor) {
+            self.queue.layer(&descriptor.blob, Some(descriptor.clone()));
+        }
+    }
+
+    /// A layer all of whose parts are here and verified.
+    pub(super) fn layer(&self, blob: &Digest) -> Option<LayerDescriptor> {
+        let descriptor = self.layers.lock().get(blob).cloned()?;
+        self.is_whole(&descriptor).then_some(descriptor)
+    }
+
+    pub(super) fn layers(&self) -> Vec<LayerDescriptor> {
+        let mut layers: Vec<_> = self.layers.lock().values().cloned().collect();
+        layers.retain(|descriptor| self.is_whole(descriptor));
+        layers
+    }
+
+    fn is_whole(&self, descriptor: &LayerDescriptor) -> bool {
+        let tasks = self.tasks.lock();
+        let verified = |id: &TaskId| tasks.get(id).is_some_and(|record| record.is_verified());
+        parts(descriptor).iter().all(verified)
+    }
+
+    /// Forgets the layers that lost the last of their parts.
+    fn forget_layers(&self, tasks: &HashMap<TaskId, Arc<Record>>, lost: &TaskId) {
+        self.layers.lock().retain(|blob, descriptor| {
+            let parts = parts(descriptor);
+            let keep = !parts.contains(lost) || parts.iter().any(|part| tasks.contains_key(part));
+            if !keep {
+                self.queue.layer(blob, None);
+            }
+            keep
+        });
+    }
+
+    /// A time of use later than all before it: microseconds since 1970 unless the clock was set back.
+    fn now(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        let before = self.clock.fetch_max(now, Ordering::Relaxed);
+        if before < now { now } else { self.clock.fetch_add(1, Ordering::Relaxed).wrapping_add(1) }
+    }
+}
+
+/// The tasks that make a layer usable.
+pub(super) fn parts(descriptor: &LayerDescriptor) -> [TaskId; 3] {
+    [
+        TaskId::of_digest(&descriptor.index),
+        TaskId::of_digest(&descriptor.table),
+        TaskId::of_leaves(&descriptor.table),
+    ]
+}
+
+/// Deletes a record's data file. If that fails, the next start does it: no row speaks of the file.
+pub(super) fn delete(record: &Record) {
+    match fs::remove_file(&record.path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(error = %e, file = %record.path.display(), "store: cannot delete a data file");
+        }
+        _ => {}
+    }
+}
+
+/// The error for a task that was taken out.
+pub(super) fn removed(record: &Record) -> StoreError {
+    StoreError::Removed(record.id.clone())
+}

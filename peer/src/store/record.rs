@@ -1,0 +1,330 @@
+//! What the store knows of one task. Entries are handles on it.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{
+    directory::make_private,
+    leaves::{BlockRow, Leaves},
+};
+use crate::{Geometry, LeafDigest, TaskId};
+
+/// How far the stored time of last use may lag behind the true one.
+const USE_LAG: Duration = Duration::from_secs(600);
+
+/// What the store knows of one task.
+///
+/// Locks, in the order in which they may be taken: `write`, `file`, `state`.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) id: TaskId,
+    pub(super) geometry: Geometry,
+    /// Tells the data files of a task that was removed and created again apart.
+    pub(super) generation: u64,
+    /// The data file; it is made with the first leaf.
+    pub(super) path: PathBuf,
+    /// Bumped after each change.
+    pub(super) changes: watch::Sender<u64>,
+    /// Held while a leaf is written, so that no leaf is written twice.
+    pub(super) write: Mutex<()>,
+    /// Open as long as somebody uses it.
+    file: Mutex<Weak<File>>,
+    /// In microseconds since 1970, never twice the same.
+    last_use: AtomicU64,
+    saved_use: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    leaves: Leaves,
+    held_bytes: u64,
+    verified: bool,
+    removed: bool,
+    pins: usize,
+    /// The task's own row is not written yet.
+    new_row: bool,
+    /// The data file's name is not durable yet.
+    new_file: bool,
+    /// Has bytes that are not durable yet.
+    unsynced: Option<Arc<File>>,
+}
+
+/// What one commit writes of a record.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) record: Arc<Record>,
+    pub(super) new_row: bool,
+    pub(super) new_file: bool,
+    pub(super) unsynced: Option<Arc<File>>,
+    pub(super) verified: bool,
+    pub(super) last_use: u64,
+    pub(super) blocks: Vec<BlockRow>,
+}
+
+/// Why a data file could not be opened.
+pub(super) enum OpenError {
+    /// The record is out of the store.
+    Removed,
+    /// The file is gone although leaves are held.
+    Lost,
+    Io(io::Error),
+}
+
+impl Record {
+    /// A task that is not in the metadata yet.
+    pub(super) fn new(id: TaskId, geometry: Geometry, generation: u64, path: PathBuf) -> Self {
+        let leaves = Leaves::new(geometry.leaves());
+        let record = Self::stored(id, geometry, generation, path, leaves, false, 0);
+        record.state.lock().new_row = true;
+        record
+    }
+
+    /// A task as the metadata has it.
+    pub(super) fn stored(
+        id: TaskId,
+        geometry: Geometry,
+        generation: u64,
+        path: PathBuf,
+        leaves: Leaves,
+        verified: bool,
+        last_use: u64,
+    ) -> Self {
+        let mut state = State {
+            leaves,
+            held_bytes: 0,
+            verified,
+            removed: false,
+            pins: 0,
+            new_row: false,
+            new_file: false,
+            unsynced: None,
+        };
+        state.count_bytes(&geometry);
+        Self {
+            id,
+            geometry,
+            generation,
+            path,
+            changes: watch::Sender::new(0),
+            write: Mutex::new(()),
+            file: Mutex::new(Weak::new()),
+            last_use: AtomicU64::new(last_use),
+            saved_use: AtomicU64::new(last_use),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// The data file, opened if nobody has it open, made if no leaf is held.
+    pub(super) fn open(&self) -> Result<Arc<File>, OpenError> {
+        let mut shared = self.file.lock();
+        if let Some(file) = shared.upgrade() {
+            return Ok(file);
+        }
+        let (removed, empty) = self.read(|state| (state.removed, state.leaves.held().count() == 0));
+        if removed {
+            return Err(OpenError::Removed);
+        }
+        let file = match open_data(&self.path, empty) {
+            Ok(file) => Arc::new(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !empty => return Err(OpenError::Lost),
+            Err(e) => return Err(OpenError::Io(e)),
+        };
+        if empty {
+            self.state.lock().new_file = true;
+        }
+        *shared = Arc::downgrade(&file);
+        Ok(file)
+    }
+
+    /// Notes that a leaf is in the file; false if the record was removed meanwhile.
+    pub(super) fn insert(&self, leaf: u32, digest: LeafDigest, len: u64, file: &Arc<File>) -> bool {
+        let mut state = self.state.lock();
+        if state.removed {
+            return false;
+        }
+        if state.leaves.insert(leaf, digest) {
+            state.held_bytes += len;
+            state.unsynced = Some(file.clone());
+        }
+        true
+    }
+
+    /// Forgets leaves whose bytes are bad; what they took, in bytes.
+    pub(super) fn drop_leaves(&self, leaves: impl IntoIterator<Item = u32>) -> u64 {
+        self.state.lock().drop_leaves(&self.geometry, leaves)
+    }
+
+    /// All leaves of a file that was filled and made durable elsewhere: held and verified.
+    pub(super) fn filled(&self, digests: impl Iterator<Item = LeafDigest>) {
+        let mut state = self.state.lock();
+        for (leaf, digest) in (0..).zip(digests) {
+            state.leaves.insert(leaf, digest);
+        }
+        state.verified = true;
+        state.count_bytes(&self.geometry);
+    }
+
+    /// Notes that the whole was checked; false if leaves are missing.
+    pub(super) fn set_verified(&self) -> bool {
+        let mut state = self.state.lock();
+        state.verified = state.leaves.held().is_full() && !state.removed;
+        state.verified
+    }
+
+    /// Takes everything from the record; the bytes it held, or `None` if it is pinned (and `unpinned_only`) or was
+    /// removed before.
+    pub(super) fn retire(&self, unpinned_only: bool) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.removed || (unpinned_only && state.pins > 0) {
+            return None;
+        }
+        state.removed = true;
+        state.verified = false;
+        state.unsynced = None;
+        state.leaves = Leaves::new(self.geometry.leaves());
+        Some(std::mem::take(&mut state.held_bytes))
+    }
+
+    /// Counts one more that keeps the record from eviction.
+    pub(super) fn pin(&self) {
+        self.state.lock().pins += 1;
+    }
+
+    /// The reverse of [`Self::pin`].
+    pub(super) fn unpin(&self) {
+        self.state.lock().pins -= 1;
+    }
+
+    pub(super) fn leaves<T>(&self, ask: impl FnOnce(&Leaves) -> T) -> T {
+        self.read(|state| ask(&state.leaves))
+    }
+
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.read(|state| state.held_bytes)
+    }
+
+    pub(super) fn is_verified(&self) -> bool {
+        self.read(|state| state.verified)
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.read(|state| state.removed)
+    }
+
+    pub(super) fn is_pinned(&self) -> bool {
+        self.read(|state| state.pins > 0)
+    }
+
+    /// Tells those who wait for changes.
+    pub(super) fn bump(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    pub(super) fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
+    }
+
+    /// Notes a use; true if the stored time is too old by now.
+    pub(super) fn touch(&self, now: u64) -> bool {
+        self.last_use.fetch_max(now, Ordering::Relaxed);
+        let lag = Duration::from_micros(now.saturating_sub(self.saved_use.load(Ordering::Relaxed)));
+        lag > USE_LAG
+    }
+
+    /// Whether the stored time of last use is not the true one.
+    pub(super) fn is_touched(&self) -> bool {
+        self.last_use() != self.saved_use.load(Ordering::Relaxed)
+    }
+
+    /// What a commit has to write; it counts as written from now on. `None` if the record was removed.
+    pub(super) fn snapshot(self: &Arc<Self>) -> Option<Snapshot> {
+        let mut state = self.state.lock();
+        if state.removed {
+            return None;
+        }
+        let last_use = self.last_use();
+        self.saved_use.store(last_use, Ordering::Relaxed);
+        Some(Snapshot {
+            record: self.clone(),
+            new_row: std::mem::take(&mut state.new_row),
+            new_file: std::mem::take(&mut state.new_file),
+            unsynced: state.unsynced.take(),
+            verified: state.verified,
+            last_use,
+            blocks: state.leaves.take_dirty(),
+        })
+    }
+
+    /// A snapshot's bytes were not made durable: drops all leaves that may be among them; returns what they took.
+    ///
+    /// The kernel reports a failed write-back once and forgets the pages, so the next sync would succeed. Whatever was
+    /// written since the last good sync is in doubt, also what came after the snapshot.
+    pub(super) fn not_synced(&self, snapshot: &Snapshot) -> u64 {
+        let _no_writer = self.write.lock();
+        self.not_written(snapshot);
+        let mut state = self.state.lock();
+        let doubtful = state.leaves.held_in_dirty();
+        state.drop_leaves(&self.geometry, doubtful)
+    }
+
+    /// A snapshot was not committed: the next one has to hold it too.
+    pub(super) fn not_written(&self, snapshot: &Snapshot) {
+        let mut state = self.state.lock();
+        state.new_row |= snapshot.new_row;
+        state.new_file |= snapshot.new_file;
+        if state.unsynced.is_none() && !state.removed {
+            state.unsynced.clone_from(&snapshot.unsynced);
+        }
+        state.leaves.not_written(snapshot.blocks.iter().map(|(block, _)| *block));
+    }
+
+    fn read<T>(&self, ask: impl FnOnce(&State) -> T) -> T {
+        ask(&self.state.lock())
+    }
+}
+
+impl State {
+    fn count_bytes(&mut self, geometry: &Geometry) {
+        let held = self.leaves.held().ranges().into_iter().flatten();
+        self.held_bytes = held.map(|leaf| leaf_len(geometry, leaf)).sum();
+    }
+
+    fn drop_leaves(&mut self, geometry: &Geometry, leaves: impl IntoIterator<Item = u32>) -> u64 {
+        let dropped = leaves.into_iter().filter(|leaf| self.leaves.remove(*leaf));
+        let freed: u64 = dropped.map(|leaf| leaf_len(geometry, leaf)).sum();
+        self.verified &= freed == 0;
+        self.held_bytes -= freed;
+        freed
+    }
+}
+
+/// A leaf's stored length in bytes.
+pub(super) fn leaf_len(geometry: &Geometry, leaf: u32) -> u64 {
+    geometry.leaf_range(leaf).map_or(0, |range| range.end - range.start)
+}
+
+fn open_data(path: &std::path::Path, make: bool) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(make).mode(0o600);
+    match options.open(path) {
+        Err(e) if make && e.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().ok_or(e)?;
+            make_private(parent).map_err(io::Error::other)?;
+            options.open(path)
+        }
+        opened => opened,
+    }
+}

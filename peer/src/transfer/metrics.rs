@@ -1,0 +1,87 @@
+//! What the transfer counts.
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Counters and gauges of the transfer between peers. Clones share them.
+#[derive(Debug, Clone)]
+pub struct TransferMetrics {
+    /// Bytes of leaves sent to children.
+    pub(super) sent: Counter,
+    /// Bytes of leaves received from parents.
+    pub(super) received: Counter,
+    /// Connections of children.
+    pub(super) children: Gauge,
+    /// Connections to parents.
+    pub(super) parents: Gauge,
+    /// Leaves that children wait for.
+    pub(super) queued: Gauge,
+    /// Leaves refused to children because too much was queued.
+    pub(super) refused: Counter,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct To {
+    direction: Direction,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Direction {
+    Sent,
+    Received,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct With {
+    with: Partner,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
+enum Partner {
+    Child,
+    Parent,
+}
+
+impl TransferMetrics {
+    /// Bytes of leaves sent to children since the start.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.get()
+    }
+
+    /// Registers the metrics, all named `darter_transfer_…`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let (bytes, connections) = (Family::<To, Counter>::default(), Family::<With, Gauge>::default());
+        let metrics = Self {
+            sent: bytes.get_or_create_owned(&To { direction: Direction::Sent }),
+            received: bytes.get_or_create_owned(&To { direction: Direction::Received }),
+            children: connections.get_or_create_owned(&With { with: Partner::Child }),
+            parents: connections.get_or_create_owned(&With { with: Partner::Parent }),
+            queued: Gauge::default(),
+            refused: Counter::default(),
+        };
+        registry.register(
+            "darter_transfer_bytes",
+            "Bytes of leaves sent to children and received from parents",
+            bytes,
+        );
+        registry.register(
+            "darter_transfer_connections",
+            "Open connections between this peer and others",
+            connections,
+        );
+        registry.register(
+            "darter_transfer_queued_leaves",
+            "Leaves that children wait for",
+            metrics.queued.clone(),
+        );
+        registry.register(
+            "darter_transfer_refused_leaves",
+            "Leaves refused to children because too much was queued",
+            metrics.refused.clone(),
+        );
+        metrics
+    }
+}

@@ -1,0 +1,73 @@
+//! Moves leaves between peers, over framed TCP.
+//!
+//! A child has one connection to each of its parents, shared by all tasks ([`Pool`]); a parent serves what its store
+//! holds ([`Server`]). A leaf that a parent has just received is announced and sent on at once, while the rest of its
+//! task still arrives. Leaves are not verified here: whoever receives them checks their digests.
+//!
+//! # Wire format, version 1
+//!
+//! All numbers are little-endian. The child connects and sends its hello, the parent answers with its own:
+//!
+//! | bytes | hello |
+//! |---|---|
+//! | 4 | `DRTP` |
+//! | 2 | version: 1 |
+//! | 2 | length of the host id: 1 to 128 |
+//! | … | host id, printable ASCII |
+//!
+//! Then both send frames. Each has a header of 16 bytes: kind (1 byte), detail (1), zero (2), stream (4), A (4), B (4);
+//! fields that a kind does not use are 0. The child chooses stream numbers: from 1 upwards, each larger than the last.
+//! Stream 0 is the connection itself.
+//!
+//! | kind | from | detail | A | B | follows |
+//! |---|---|---|---|---|---|
+//! | 1 Subscribe | child | | | length: 1 to 160 | task id |
+//! | 2 Have | parent | | | ranges: 0 to 2048 | each 8 bytes: first leaf, leaf after the last |
+//! | 3 Request | child | class | first leaf | leaves: 1 to 4096 | |
+//! | 4 Leaf | parent | | leaf | length: 1 to 16 Mi | the leaf's bytes |
+//! | 5 Refused | parent | why | first leaf | leaves: 1 to 4096 | |
+//! | 6 Cancel | child | | first leaf | leaves: 1 to 4096 | |
+//! | 7 Unsubscribe | child | | | | |
+//! | 8 Gone | parent | | | length: 0 to 512 | reason, UTF-8 |
+//! | 9 Ping | both | | | | |
+//! | 10 Pong | both | | | | |
+//!
+//! Classes: 0 demand, 1 stream, 2 profile, 3 background. Why: 1 busy, 2 not held, 3 cancelled or asked again.
+//!
+//! - A Subscribe is answered by Have with what the parent holds, or by Gone. Further Haves add to the first. The ranges
+//!   of one Have are not empty, ascend, and do not touch.
+//! - Each leaf of each Request is answered exactly once, by Leaf or Refused, in any order: the most urgent class is sent
+//!   first. A Request for a leaf that is still queued replaces the one before, which is answered as cancelled. Cancel has
+//!   no answer of its own; it makes the parent refuse what it has not begun to send.
+//! - Gone ends a stream: no leaf of it follows. Unsubscribe is answered by Gone, unless one is under way already. What a
+//!   child still sends on a stream that has ended is ignored. Gone on stream 0 ends the connection and says why.
+//! - Ping is answered by Pong. A child that has sent nothing for 15 s sends a Ping; either side gives up a connection on
+//!   which it has heard nothing for 60 s.
+//! - Whatever else arrives is a broken protocol, and ends the connection.
+
+mod client;
+mod codec;
+mod config;
+mod event;
+mod frame;
+mod metrics;
+mod ranges;
+mod server;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+pub use self::{
+    client::{Pool, Subscription},
+    config::TransferConfig,
+    event::{ParentEvent, ParentEventKind, ParentKey, Refusal, TransferError},
+    metrics::TransferMetrics,
+    server::Server,
+};
+
+/// A child that has sent nothing for this long shows that it lives.
+const PING_AFTER: Duration = Duration::from_secs(15);
+/// Either side gives up a connection on which it has heard nothing for this long.
+const SILENCE: Duration = Duration::from_secs(60);
