@@ -67,9 +67,11 @@ mod tests {
 
     #[test]
     fn the_samples_are_the_defaults() {
-        let manager = config::parse::<darter_manager::Config>(Role::Manager.sample(), "manager.toml").unwrap();
+        let manager =
+            config::parse::<darter_manager::Config>(Role::Manager.sample(), "manager.toml").unwrap();
         assert_eq!(manager, darter_manager::Config::default());
-        let scheduler = config::parse::<darter_scheduler::Config>(Role::Scheduler.sample(), "scheduler.toml").unwrap();
+        let scheduler =
+            config::parse::<darter_scheduler::Config>(Role::Scheduler.sample(), "scheduler.toml").unwrap();
         assert_eq!(scheduler, darter_scheduler::Config::default());
         let peer = config::parse::<PeerRole>(Role::Peer.sample(), "peer.toml").unwrap();
         let expected = PeerRole {

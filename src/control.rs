@@ -20,7 +20,10 @@ impl Control {
         let path = std::path::absolute(&self.socket)?;
         let endpoint = Endpoint::from_shared(format!("unix://{}", path.display()))?;
         let channel = endpoint.connect().await.with_context(|| {
-            format!("no peer answers on {}: is `darter peer` running on this node? (--socket names another)", path.display())
+            format!(
+                "no peer answers on {}: is `darter peer` running on this node? (--socket names another)",
+                path.display()
+            )
         })?;
         Ok(PeerClient::new(channel).max_decoding_message_size(MAX_MESSAGE_LEN))
     }

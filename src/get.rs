@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use darter_peer::Digest;
-use darter_proto::peer::{ContentInfo, GetReply, GetRequest, Header, get_reply::Message, peer_client::PeerClient};
+use darter_proto::peer::{
+    ContentInfo, GetReply, GetRequest, Header, get_reply::Message, peer_client::PeerClient,
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tonic::{Status, Streaming, transport::Channel};
 
@@ -62,7 +64,11 @@ impl Get {
             }
         }
         if part.len() != info.length {
-            bail!("the peer sent {} of {} bytes; the same command goes on from there", part.len(), info.length);
+            bail!(
+                "the peer sent {} of {} bytes; the same command goes on from there",
+                part.len(),
+                info.length
+            );
         }
         part.finish(self.digest.as_ref())?;
         bar.finish();
@@ -73,7 +79,9 @@ impl Get {
         let target = if self.quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(length), target);
         let template = "{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_style(
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
         bar.set_position(done);
         bar
     }
@@ -99,7 +107,9 @@ fn read_headers(path: &Path) -> anyhow::Result<Vec<Header>> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     let header = |(line, number): (&str, usize)| match line.split_once(':') {
-        Some((name, value)) => Ok(Header { name: name.trim().to_owned(), value: value.trim().to_owned().into() }),
+        Some((name, value)) => {
+            Ok(Header { name: name.trim().to_owned(), value: value.trim().to_owned().into() })
+        }
         None => bail!("{}:{number}: expected `Name: value`", path.display()),
     };
     lines.map(header).collect()

@@ -23,7 +23,12 @@ pub(crate) struct PullArgs {
     /// The image: NAME[:TAG], REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:…
     reference: String,
     /// containerd's socket.
-    #[arg(long, value_name = "PATH", env = "CONTAINERD_ADDRESS", default_value = "/run/containerd/containerd.sock")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
     address: PathBuf,
     /// containerd's namespace; Kubernetes uses k8s.io.
     #[arg(short, long, env = "CONTAINERD_NAMESPACE", default_value = "default")]
@@ -48,7 +53,10 @@ impl Image {
         let bar = RefCell::new(ProgressBar::new(0));
         let pulled = pull.run(peer, |step| show(&bar, step)).await?;
         bar.borrow().finish_and_clear();
-        println!("{} {}: {} of {} layers without fetching them", pulled.name, pulled.target, pulled.lazy, pulled.layers);
+        println!(
+            "{} {}: {} of {} layers without fetching them",
+            pulled.name, pulled.target, pulled.lazy, pulled.layers
+        );
         Ok(())
     }
 }
@@ -61,8 +69,11 @@ fn show(bar: &RefCell<ProgressBar>, step: Step) {
         Step::Present(blob) => line(format!("{blob} present")),
         Step::Fetching(blob, size) => {
             line(format!("{blob} fetched whole: it cannot be lazy, the peer's log says why"));
-            let style = ProgressStyle::with_template("{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}");
-            let fresh = ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let style = ProgressStyle::with_template(
+                "{bar:40} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}",
+            );
+            let fresh =
+                ProgressBar::new(size).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar.replace(fresh);
         }
         Step::Fetched(bytes) => bar.borrow().inc(bytes),

@@ -66,7 +66,8 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     // One TLS provider in the whole process; a second call could only come from a test.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(async {
         match command {
             Command::Manager(role) => {

@@ -52,7 +52,8 @@ pub(crate) async fn run(config: PeerRole, shutdown: CancellationToken) -> anyhow
         None => None,
     };
     let maker = Some(Arc::new(Maker::default()) as Arc<_>);
-    let peer = Peer::start(config.peer, maker, &mut metrics, shutdown.clone()).await.context("starting the peer")?;
+    let peer =
+        Peer::start(config.peer, maker, &mut metrics, shutdown.clone()).await.context("starting the peer")?;
     let mut services: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some((listener, proxy)) = proxy {
         let serving = darter_proxy::serve(listener, proxy, peer.clone(), &mut metrics, shutdown.clone());

@@ -5,7 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, pin::Pin};
 use darter_proto::{
     MAX_MESSAGE_LEN,
     peer::{
-        Bytes as ByteCounts, ContentInfo, GetReply, GetRequest, RegistryReply, RegistryRequest, StatusReply, StatusRequest, Task, get_reply,
+        Bytes as ByteCounts, ContentInfo, GetReply, GetRequest, RegistryReply, RegistryRequest, StatusReply,
+        StatusRequest, Task, get_reply,
         peer_server::{Peer as PeerService, PeerServer},
     },
 };

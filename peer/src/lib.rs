@@ -2,6 +2,7 @@
 //!
 //! Nothing in here knows about registries' HTTP API or about containerd; `proxy` and `snapshotter` stand on top.
 
+mod cluster;
 pub mod config;
 pub mod content;
 pub mod control;

@@ -7,15 +7,14 @@ use std::{
     time::Duration,
 };
 
-use darter_proto::manager::{Instance, Kind};
 use darter_proto::scheduler::{
-    Config as Limited, Digests, Dropped, Host, MakeLayer, Place, SendDigests, peer_message::Message as Said,
+    Config as Limited, Digests, Dropped, MakeLayer, SendDigests, peer_message::Message as Said,
     scheduler_message::Message as Heard,
 };
 use darter_service::{
     Registry,
     listen::{self, ListenError},
-    manager::{self, Manager, ManagerError},
+    manager::ManagerError,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -25,7 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Class, Content, LayerMaker, TaskError, TaskId,
+    Class, Content, LayerMaker, TaskError, TaskId, cluster,
     config::{Config, advertised},
     content::{Shared, blocking},
     control::{self, StatusPart},
@@ -145,10 +144,15 @@ impl Peer {
         let transfer_metrics = TransferMetrics::register(metrics);
         let pool = Pool::new(store.host_id(), limits.clone(), &config.transfer, transfer_metrics.clone());
         let (inbox, heard) = mpsc::channel(1024);
-        let host = host(&config, &store, &transfer_address);
-        let manager = link(&config, &host, &tracker, &shutdown)?;
+        let host = cluster::host(&config, &store, &transfer_address);
+        let manager = cluster::link(&config, &host, &tracker, &shutdown)?;
         let keeper = Keeper {
-            addresses: schedulers(config.scheduler.addresses.clone(), manager.clone(), &tracker, &shutdown),
+            addresses: cluster::schedulers(
+                config.scheduler.addresses.clone(),
+                manager.clone(),
+                &tracker,
+                &shutdown,
+            ),
             host,
             store: store.clone(),
             inbox,
@@ -187,7 +191,7 @@ impl Peer {
         peer.inner.tracker.spawn(peer.clone().tell_evictions());
         peer.inner.tracker.spawn(control::serve(control, peer.clone()));
         if let Some(manager) = manager {
-            peer.inner.tracker.spawn(follow_limits(peer.clone(), manager));
+            peer.inner.tracker.spawn(cluster::follow_limits(peer.clone(), manager));
         }
         Ok(peer)
     }
@@ -387,7 +391,7 @@ impl Peer {
     }
 
     /// The cluster's limits, where it sets some, take the place of the own ones.
-    fn limit(&self, config: &Limited) {
+    pub(crate) fn limit(&self, config: &Limited) {
         let own = &self.inner.config.limits;
         let rate = |theirs: u64, own: u64| if theirs == 0 { own } else { theirs };
         self.inner.limits.set(&LimitsConfig {
@@ -419,100 +423,5 @@ impl Peer {
 impl std::fmt::Debug for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peer").field("transfer", &self.inner.transfer_address).finish_non_exhaustive()
-    }
-}
-
-fn host(config: &Config, store: &Store, transfer_address: &str) -> Host {
-    let name = if config.name.is_empty() {
-        rustix::system::uname().nodename().to_string_lossy().into_owned()
-    } else {
-        config.name.clone()
-    };
-    let place = &config.place;
-    Host {
-        id: store.host_id().to_owned(),
-        name,
-        transfer_address: transfer_address.to_owned(),
-        place: Some(Place {
-            region: place.region.clone(),
-            zone: place.zone.clone(),
-            rack: place.rack.clone(),
-        }),
-        seed: config.seed,
-        upload_slots: 0,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-/// Makes this peer known to the manager, if there is one.
-fn link(
-    config: &Config,
-    host: &Host,
-    tracker: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> Result<Option<Manager>, StartError> {
-    let Some(settings) = &config.manager else { return Ok(None) };
-    let kind = if config.seed { Kind::Seed } else { Kind::Peer };
-    let instance = Instance {
-        kind: kind.into(),
-        id: host.id.clone(),
-        name: host.name.clone(),
-        address: host.transfer_address.clone(),
-        version: host.version.clone(),
-        region: config.place.region.clone(),
-        zone: config.place.zone.clone(),
-        rack: config.place.rack.clone(),
-        ..Instance::default()
-    };
-    let (manager, link) = manager::connect(settings, instance)?;
-    tracker.spawn(link.run(shutdown.clone()));
-    Ok(Some(manager))
-}
-
-/// The configured schedulers, then those that the manager knows, as one list that follows the manager's.
-fn schedulers(
-    configured: Vec<String>,
-    manager: Option<Manager>,
-    tracker: &TaskTracker,
-    shutdown: &CancellationToken,
-) -> watch::Receiver<Vec<String>> {
-    let (sender, receiver) = watch::channel(configured.clone());
-    let shutdown = shutdown.clone();
-    tracker.spawn(async move {
-        if let Some(manager) = manager {
-            let mut told = manager.schedulers();
-            loop {
-                let mut all = configured.clone();
-                let told_now = told.borrow_and_update().clone();
-                let addresses = told_now.iter().map(|instance| format!("http://{}", instance.address));
-                all.extend(addresses.filter(|address| !configured.contains(address)));
-                sender.send_replace(all);
-                tokio::select! {
-                    changed = told.changed() => if changed.is_err() { break },
-                    () = shutdown.cancelled() => break,
-                }
-            }
-        }
-        shutdown.cancelled().await;
-        drop(sender);
-    });
-    receiver
-}
-
-/// Applies the manager's dynamic configuration whenever it changes.
-async fn follow_limits(peer: Peer, manager: Manager) {
-    let mut config = manager.config();
-    loop {
-        let now = *config.borrow_and_update();
-        peer.limit(&Limited {
-            download_bytes_per_second: now.download_bytes_per_second,
-            upload_bytes_per_second: now.upload_bytes_per_second,
-            origin_bytes_per_second: now.origin_bytes_per_second,
-            prefetch_bytes_per_second: now.prefetch_bytes_per_second,
-        });
-        tokio::select! {
-            changed = config.changed() => if changed.is_err() { return },
-            () = peer.inner.shutdown.cancelled() => return,
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! The `.proto` files beside this crate are the documentation of every message.
 
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]
-#[allow(clippy::or_fun_call, clippy::unwrap_used, clippy::indexing_slicing, clippy::large_futures)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::large_futures)]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }

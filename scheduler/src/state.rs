@@ -178,7 +178,11 @@ impl State {
             return;
         }
         let id = sent.task.clone();
-        self.change(&id, |task, world| task.take_digests(world, host, sent));
+        if sent.verified {
+            self.join(host, &id, |task, world| task.take_digests(world, host, sent));
+        } else {
+            self.change(&id, |task, world| task.take_digests(world, host, sent));
+        }
     }
 
     fn forget_idle_digests(&mut self) {
@@ -253,8 +257,14 @@ impl State {
             self.world.note(Note::OverLimit { host, what: "tasks" });
             return false;
         }
+        let new = !self.tasks.contains_key(id);
         self.tasks.entry(id.clone()).or_insert_with(|| Task::new(id.clone()));
         self.change(id, change);
+        if new && self.tasks.get(id).is_some_and(|task| task.peers.is_empty()) {
+            // It came to nothing, as a holding of no leaf, and must not leave anything behind.
+            self.change(id, |task, _| task.forget_digests());
+            self.tasks.swap_remove(id);
+        }
         true
     }
 }

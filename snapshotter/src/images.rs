@@ -148,7 +148,8 @@ impl Images {
             progress.layers = Some(layers.iter().map(|layer| (layer.clone(), None)).collect());
         });
         let count = layers.len();
-        let make_ready = |(at, layer)| async move { (at, self.make_layer_ready(&image.name, layer).await) };
+        let make_ready =
+            |(at, layer)| async move { (at, self.make_layer_ready(&image.name, at, layer).await) };
         let ready =
             stream::iter(layers.into_iter().enumerate()).map(make_ready).buffer_unordered(LAYERS_AT_ONCE);
         let mut ready = std::pin::pin!(ready);
@@ -181,14 +182,26 @@ impl Images {
         manifest.layers(&config.map_err(|err| format!("its config: {err}"))?)
     }
 
-    async fn make_layer_ready(&self, image: &ImageName, layer: ImageLayer) -> Result<Hold, String> {
-        if let Some(hold) = self.layers.hold(&layer.diff_id) {
-            return Ok(hold);
-        }
-        let reference = reference(image, &layer);
+    async fn make_layer_ready(
+        &self,
+        image: &ImageName,
+        at: usize,
+        layer: ImageLayer,
+    ) -> Result<Hold, String> {
         let refuse = |err: String| format!("layer {}: {err}", layer.blob);
-        let open = self.engine.layer(&reference).await.map_err(|err| refuse(err.to_string()))?;
-        self.layers.add(&reference, open).await.map_err(|err| refuse(err.to_string()))
+        let hold = match self.layers.hold(&layer.diff_id) {
+            Some(hold) => hold,
+            None => {
+                let reference = reference(image, &layer);
+                let open = self.engine.layer(&reference).await.map_err(|err| refuse(err.to_string()))?;
+                self.layers.add(&reference, open).await.map_err(|err| refuse(err.to_string()))?
+            }
+        };
+        let implies = self.layers.implies_directories(&layer.diff_id).await;
+        if at > 0 && implies.map_err(|err| refuse(err.to_string()))? {
+            return Err(refuse("it lacks entries for directories that it puts files into".to_owned()));
+        }
+        Ok(hold)
     }
 }
 

@@ -30,9 +30,22 @@ pub(super) struct Directory {
     root: PathBuf,
 }
 
+/// The lock on a directory, held while this lives.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // To close the file is not enough: a child process that is just being started still has it until its exec.
+        if let Err(e) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(error = %e, "store: cannot unlock the directory");
+        }
+    }
+}
+
 impl Directory {
-    /// Makes or checks the directory and locks it; it stays locked until the file is closed.
-    pub(super) fn open(root: &Path) -> Result<(Self, File), StoreError> {
+    /// Makes or checks the directory and locks it.
+    pub(super) fn open(root: &Path) -> Result<(Self, Lock), StoreError> {
         make_private(root)?;
         check_owner(root)?;
         let lock = lock(root)?;
@@ -148,13 +161,13 @@ fn check_owner(root: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn lock(root: &Path) -> Result<File, StoreError> {
+fn lock(root: &Path) -> Result<Lock, StoreError> {
     let path = root.join("lock");
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = file.map_err(StoreError::io("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::InUse { dir: root.to_owned() }),
         Err(e) => Err(StoreError::io("lock", path)(e.into())),
     }

@@ -26,7 +26,6 @@ mod stage;
 mod tests;
 
 use std::{
-    fs::File,
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -41,7 +40,12 @@ pub use self::{
     stage::Stage,
 };
 use self::{
-    directory::Directory, inner::Inner, metadata::Metadata, queue::Queue, record::Record, recovery::recover,
+    directory::{Directory, Lock},
+    inner::Inner,
+    metadata::Metadata,
+    queue::Queue,
+    record::Record,
+    recovery::recover,
     room::Room,
 };
 use crate::{Digest, Geometry, LEAF_LEN, LayerDescriptor, TaskId, digest::leaf_digest};
@@ -60,7 +64,7 @@ pub struct Store {
 #[derive(Debug)]
 struct Closer {
     inner: Arc<Inner>,
-    running: Mutex<Option<(JoinHandle<()>, File)>>,
+    running: Mutex<Option<(JoinHandle<()>, Lock)>>,
 }
 
 impl Store {

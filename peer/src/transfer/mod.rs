@@ -39,8 +39,9 @@
 //! - Each leaf of each Request is answered exactly once, by Leaf or Refused, in any order: the most urgent class is sent
 //!   first. A Request for a leaf that is still queued replaces the one before, which is answered as cancelled. Cancel has
 //!   no answer of its own; it makes the parent refuse what it has not begun to send.
-//! - Gone ends a stream: no leaf of it follows. Unsubscribe is answered by Gone, unless one is under way already. What a
-//!   child still sends on a stream that has ended is ignored. Gone on stream 0 ends the connection and says why.
+//! - Gone ends a stream: no leaf of it follows, nor further answers. Unsubscribe is answered by Gone, unless one is under
+//!   way already. Other frames of a stream that has ended may still be under way from either side, and are ignored. Gone
+//!   on stream 0 ends the connection and says why.
 //! - Ping is answered by Pong. A child that has sent nothing for 15 s sends a Ping; either side gives up a connection on
 //!   which it has heard nothing for 60 s.
 //! - Whatever else arrives is a broken protocol, and ends the connection.

@@ -225,3 +225,12 @@ async fn metrics_tell_of_the_peers() {
     timeout(LONG, shown).await.unwrap();
     scheduler.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_says_too_much_is_read_slowly() {
+    let (mut pace, start) = (super::Pace::new(), tokio::time::Instant::now());
+    for _ in 0..super::MESSAGES_PER_SECOND * 3 {
+        pace.next().await;
+    }
+    assert_eq!(start.elapsed().as_secs(), 2);
+}

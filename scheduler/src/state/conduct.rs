@@ -42,6 +42,11 @@ impl Conduct {
         now < self.ejected_until
     }
 
+    /// Whether nothing was ever held against it.
+    pub(super) fn is_clean(&self) -> bool {
+        self.ejections == 0 && self.wrong.is_empty() && self.slow.is_empty()
+    }
+
     /// Ejects the host; returns for how long. What led to it is forgotten, so that the host starts anew afterwards.
     pub(super) fn eject(&mut self, now: Time) -> Duration {
         let doubled = FIRST_EJECTION.saturating_mul(2u32.saturating_pow(self.ejections));
@@ -191,7 +196,7 @@ mod tests {
         let now = Time::from_millis(1000);
         let first = conduct.eject(now);
         assert!(conduct.is_ejected(now));
-        assert!(!conduct.is_ejected(now.after(first)));
+        assert!(!conduct.is_ejected(now.after(first)) && !conduct.is_clean());
         assert_eq!(conduct.eject(now), first * 2);
         for _ in 0..50 {
             assert!(conduct.eject(now) <= LONGEST_EJECTION);

@@ -15,7 +15,7 @@ use super::{
     time::Time,
 };
 
-/// A host without a session is remembered for so long, and with it what is known of its conduct.
+/// A host that has served, or is a bad node, is remembered for so long without a session.
 pub(super) const REMEMBERED: Duration = Duration::from_secs(600);
 
 /// How much more a seed peer serves than another host.
@@ -31,6 +31,8 @@ pub(super) struct Host {
     pub(super) session: Option<SessionId>,
     /// When the last session ended.
     pub(super) away_since: Time,
+    /// Whether a reminder to forget it is under way.
+    pub(super) away_watched: bool,
     /// It said that it goes; nothing is asked of it any more.
     pub(super) leaving: bool,
     /// Children in all tasks.
@@ -60,6 +62,11 @@ impl Host {
     /// Whether something may be asked of it: it is here, stays, and behaves.
     pub(super) fn is_available(&self, now: Time) -> bool {
         self.session.is_some() && !self.leaving && !self.conduct.is_ejected(now)
+    }
+
+    /// Whether something is known of it that it would not say itself.
+    pub(super) fn has_record(&self) -> bool {
+        self.served.response.mean().is_some() || !self.conduct.is_clean()
     }
 
     /// How many children it serves before others are preferred.
@@ -142,6 +149,7 @@ impl Host {
             place: Place::default(),
             session: None,
             away_since: Time::default(),
+            away_watched: false,
             leaving: false,
             children: 0,
             tasks: IndexSet::new(),

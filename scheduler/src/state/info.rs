@@ -30,21 +30,14 @@ impl Task {
     /// Takes digests that a host sent, if it is one to know them, and passes on what is new.
     pub(super) fn take_digests(&mut self, world: &mut World, host: HostKey, sent: Digests) {
         let complete = self.peers.get(host).is_some_and(|peer| peer.phase == Phase::Complete);
-        if !complete && !self.is_leased(host) {
+        let leased = self.is_leased(host);
+        if !complete && !leased && !sent.verified {
             return;
         }
-        let other_shape = sent.shape.is_some_and(|shape| self.shape.is_some_and(|known| known != shape));
-        if other_shape && !self.resolve_conflict(world, host, sent.verified) {
-            return;
-        }
-        self.shape = sent.shape.or(self.shape);
-        let mut added = self.digests.add(sent.first, &sent.digests);
-        if added == Added::Conflict {
-            if !self.resolve_conflict(world, host, sent.verified) {
-                return;
-            }
-            self.shape = sent.shape;
-            added = self.digests.add(sent.first, &sent.digests);
+        let Some(added) = self.add_digests(world, host, &sent) else { return };
+        if sent.verified && !complete && !leased {
+            // Who checked the whole holds it.
+            self.complete(world, host);
         }
         self.silent.retain(|silent| *silent != host);
         let newly_verified = sent.verified && !self.verified && self.has_digests();
@@ -55,6 +48,24 @@ impl Task {
         } else if newly_verified || sent.digests.is_empty() {
             self.forward_info(world, host, 0, &Bytes::new());
         }
+    }
+
+    /// Takes up length and digests. `None` if they are not what is known, and the host is not the one to be right.
+    fn add_digests(&mut self, world: &mut World, host: HostKey, sent: &Digests) -> Option<Added> {
+        let other_shape = sent.shape.is_some_and(|shape| self.shape.is_some_and(|known| known != shape));
+        if other_shape && !self.resolve_conflict(world, host, sent.verified) {
+            return None;
+        }
+        self.shape = sent.shape.or(self.shape);
+        let added = self.digests.add(sent.first, &sent.digests);
+        if added != Added::Conflict {
+            return Some(added);
+        }
+        if !self.resolve_conflict(world, host, sent.verified) {
+            return None;
+        }
+        self.shape = sent.shape;
+        Some(self.digests.add(sent.first, &sent.digests))
     }
 
     /// If somebody needs digests that nobody is about to send, asks who holds everything, or who came back with a lease.

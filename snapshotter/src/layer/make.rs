@@ -21,7 +21,7 @@ const MAX_WORKERS: usize = 4;
 
 /// Makes layers out of blobs: gzip, zstd or uncompressed tars.
 ///
-/// Takes about 40 MiB for a layer, and what its index needs.
+/// Takes some 30 MiB for a layer, and what its index needs (up to 128 MiB more if zstd's window is that large).
 #[derive(Debug, Clone)]
 pub struct Maker {
     workers: usize,

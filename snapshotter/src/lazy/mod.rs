@@ -43,6 +43,7 @@ pub(crate) use self::{known::Hold, layer::LayerRef};
 use crate::{
     config::Config,
     engine::{Engine, OpenLayer},
+    layer::IMPLIED_XATTR,
     metrics::Metrics,
 };
 
@@ -177,6 +178,18 @@ impl Layers {
             return Err(LazyError::Refused("another layer has the same short name".into()));
         }
         self.known.hold(&diff_id).ok_or(LazyError::Stopping)
+    }
+
+    /// Whether the layer has entries in directories that it has no entry for. Above other layers these have the
+    /// attributes that they have below, which the layer's index cannot know.
+    pub(crate) async fn implies_directories(&self, diff_id: &Digest) -> Result<bool, LazyError> {
+        let index = LayerDir::of(&self.layers_dir, diff_id).index();
+        // The kernel's format keeps the name without its prefix `trusted.`.
+        let mark = IMPLIED_XATTR.trim_start_matches("trusted.").as_bytes();
+        let found = blocking("reading the layer's index", move || {
+            Ok(std::fs::read(index)?.windows(mark.len()).any(|bytes| bytes == mark))
+        });
+        found.await
     }
 
     /// Mounts a layer, if it is not mounted already, and says where.

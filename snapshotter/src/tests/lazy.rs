@@ -238,6 +238,10 @@ async fn an_image_that_cannot_be_lazy_is_prepared_the_ordinary_way() {
     peer.forget(&manifests.layers[1].descriptor.blob);
     let daemon = Daemon::start(&home.config(), peer.clone()).await;
 
+    // Only an upper layer cannot know the attributes of a directory that it has no entry for.
+    let implied = || layer(&[("dir/file", b"in a directory without an entry")]);
+    let implies = Image::publish(&peer, vec![implied(), image.layers[1].clone(), implied()]);
+
     let not_lazy = async |key: &str, labels: Labels, why: &str| {
         daemon.prepare_with(key, "", labels).await.unwrap();
         let label = daemon.stat(key).await.unwrap().labels["darter/lazy"].clone();
@@ -247,6 +251,7 @@ async fn an_image_that_cannot_be_lazy_is_prepared_the_ordinary_way() {
     let first = daemon.prepare_with("half", "", manifests.labels(0)).await;
     assert!(matches!(code(first), Code::Ok | Code::AlreadyExists));
     not_lazy("second", manifests.labels(1), "nobody has").await;
+    not_lazy("implied", implies.labels(2), "directories").await;
     let mut wrong_chain = image.labels(0);
     wrong_chain.insert("containerd.io/snapshot.ref".into(), Digest::sha256(b"another chain").to_string());
     not_lazy("chain", wrong_chain, "chain").await;

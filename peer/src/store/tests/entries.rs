@@ -179,6 +179,7 @@ fn files_are_open_only_while_somebody_uses_them() {
         links.filter(|link| link.as_ref().is_ok_and(|path| path.starts_with(&below))).count()
     };
     let entries: Vec<_> = (0..20).map(|number| Sample::layer(number, &[3]).fill(&store)).collect();
+    store.flush().unwrap();
     assert_eq!(open_files(), 20);
     let second: Vec<_> = store.entries();
     second.iter().for_each(|entry| assert!(entry.file().is_ok()));

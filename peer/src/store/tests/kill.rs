@@ -113,20 +113,26 @@ fn promises(log: &Path) -> BTreeMap<TaskId, Promise> {
     promises
 }
 
-/// Lets a child write for a moment and then does `end` to it, which must be its end.
-fn interrupt(run: u64, dir: &Path, log: &Path, end: impl FnOnce()) {
+/// Lets a child write for a moment, kills it and does `then` before it is all gone.
+fn interrupt(run: u64, dir: &Path, log: &Path, then: impl FnOnce()) {
     let log_len = || fs::metadata(log).map_or(0, |log| log.len());
     let before = log_len();
     let mut command = child("killed_writer", dir);
     // What it says when its disk fails is of no interest.
-    command.env(LOG, log).env(FIRST, (run * 1_000_000).to_string()).stderr(Stdio::null());
+    command
+        .env(LOG, log)
+        .env(FIRST, (run * 1_000_000).to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     let mut writer = Killed(command.spawn().unwrap());
     while log_len() == before {
         assert!(writer.0.try_wait().unwrap().is_none(), "the writer failed");
         thread::sleep(Duration::from_millis(1));
     }
     thread::sleep(Duration::from_micros(rand::rng().random_range(0..300_000)));
-    end();
+    // The kill comes first: an fsync that a power cut interrupts may return success, but not to somebody who is alive.
+    writer.0.kill().unwrap();
+    then();
 }
 
 #[test]

@@ -246,9 +246,7 @@ impl Link {
     /// Where news of a stream go; `None` if nobody wants them any more.
     pub(super) fn outlet(&self, stream: u32) -> Result<Option<Outlet>, Broken> {
         let state = self.state.lock();
-        if stream > state.last_stream {
-            return Err(Broken(format!("the parent speaks of stream {stream}, which was never opened")));
-        }
+        state.check_opened(stream)?;
         Ok(state.outlet(stream))
     }
 
@@ -272,10 +270,11 @@ impl Link {
     /// The parent refused leaves; returns those that the task must hear of.
     pub(super) fn refused(&self, stream: u32, leaves: Range<u32>) -> Result<Vec<u32>, Broken> {
         let mut state = self.state.lock();
+        state.check_opened(stream)?;
         state.pulse.progress = Instant::now();
-        let first = leaves.start;
-        let Some(open) = state.streams.get_mut(&stream) else { return Err(not_asked(first)) };
         let mut told = Vec::new();
+        // It may have been under way when the stream ended.
+        let Some(open) = state.streams.get_mut(&stream) else { return Ok(told) };
         for leaf in leaves {
             if open.asked.refused(leaf).map_err(|_| not_asked(leaf))? {
                 told.push(leaf);
@@ -339,6 +338,13 @@ impl Link {
 }
 
 impl State {
+    fn check_opened(&self, stream: u32) -> Result<(), Broken> {
+        if stream <= self.last_stream {
+            return Ok(());
+        }
+        Err(Broken(format!("the parent speaks of stream {stream}, which was never opened")))
+    }
+
     fn outlet(&self, stream: u32) -> Option<Outlet> {
         self.streams.get(&stream).filter(|open| !open.closing).map(|open| open.events.clone())
     }

@@ -1,6 +1,9 @@
 //! The leaves that one child waits for, most urgent class first.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{
+    collections::{HashSet, VecDeque},
+    ops::Range,
+};
 
 use tokio::time::Instant;
 
@@ -13,6 +16,8 @@ pub(super) const MAX_QUEUED: usize = 512;
 #[derive(Debug, Default)]
 pub(super) struct LeafQueue {
     lanes: [VecDeque<Wanted>; 4],
+    /// Streams and leaves of all that wait.
+    waiting: HashSet<(u32, u32)>,
 }
 
 /// A leaf that a child waits for.
@@ -35,10 +40,13 @@ pub(super) enum Pushed {
 impl LeafQueue {
     /// Queues a leaf. One that waits already moves to the end of its new class.
     pub(super) fn push(&mut self, stream: u32, leaf: u32, class: Class) -> Pushed {
-        let again = self.remove(|wanted| wanted.stream == stream && wanted.leaf == leaf) > 0;
-        if self.len() >= MAX_QUEUED {
+        let again = self.waiting.contains(&(stream, leaf));
+        if again {
+            self.remove(|wanted| wanted.stream == stream && wanted.leaf == leaf);
+        } else if self.len() >= MAX_QUEUED {
             return Pushed::Full;
         }
+        self.waiting.insert((stream, leaf));
         if let Some(lane) = self.lanes.get_mut(class as usize) {
             lane.push_back(Wanted { stream, leaf, since: Instant::now() });
         }
@@ -47,7 +55,7 @@ impl LeafQueue {
 
     /// Number of leaves that wait.
     pub(super) fn len(&self) -> usize {
-        self.lanes.iter().map(VecDeque::len).sum()
+        self.waiting.len()
     }
 
     /// The most urgent class that waits.
@@ -58,7 +66,9 @@ impl LeafQueue {
 
     /// Takes the next leaf to send.
     pub(super) fn pop(&mut self) -> Option<Wanted> {
-        self.lanes.iter_mut().find_map(VecDeque::pop_front)
+        let next = self.lanes.iter_mut().find_map(VecDeque::pop_front)?;
+        self.waiting.remove(&(next.stream, next.leaf));
+        Some(next)
     }
 
     /// Since when the leaf waits that waits longest.
@@ -71,6 +81,7 @@ impl LeafQueue {
         let mut expired = Vec::new();
         for lane in &mut self.lanes {
             while let Some(wanted) = lane.pop_front_if(|wanted| wanted.since <= limit) {
+                self.waiting.remove(&(wanted.stream, wanted.leaf));
                 expired.push(wanted);
             }
         }
@@ -98,7 +109,10 @@ impl LeafQueue {
 
     fn remove(&mut self, mut hit: impl FnMut(&Wanted) -> bool) -> usize {
         let before = self.len();
-        self.lanes.iter_mut().for_each(|lane| lane.retain(|wanted| !hit(wanted)));
+        let waiting = &mut self.waiting;
+        for lane in &mut self.lanes {
+            lane.retain(|wanted| !hit(wanted) || !waiting.remove(&(wanted.stream, wanted.leaf)));
+        }
         before - self.len()
     }
 }
@@ -110,6 +124,8 @@ mod tests {
     use super::*;
 
     fn order(queue: &mut LeafQueue) -> Vec<u32> {
+        let lanes: usize = queue.lanes.iter().map(VecDeque::len).sum();
+        assert_eq!(queue.len(), lanes);
         std::iter::from_fn(|| queue.pop()).map(|wanted| wanted.leaf).collect()
     }
 

@@ -152,19 +152,22 @@ impl Sender {
     async fn frames(&mut self, first: Frame) -> io::Result<bool> {
         let mut batch = Vec::new();
         let mut next = Some(first);
-        let mut last = false;
-        while let Some(frame) = next.filter(|_| !last && batch.len() < BATCH_LEN) {
-            last = matches!(frame, Frame::Gone { stream: CONNECTION, .. });
+        let mut goes_on = true;
+        while let Some(frame) = next.take() {
+            goes_on = !matches!(frame, Frame::Gone { stream: CONNECTION, .. });
             frame.encode(&mut batch);
-            next = if last || batch.len() >= BATCH_LEN { None } else { self.frames.try_recv().ok() };
+            if goes_on && batch.len() < BATCH_LEN {
+                next = self.frames.try_recv().ok();
+            }
         }
         self.write(&batch, false).await?;
-        Ok(!last)
+        Ok(goes_on)
     }
 
     /// Sends a leaf, from the page cache if it is there.
     async fn leaf(&mut self, parcel: Parcel) -> io::Result<()> {
         let Parcel { wanted, entry, bytes, slot } = parcel;
+        // The stream may have ended while the leaf was paid for.
         if self.child.entry(wanted.stream).is_none() {
             return Ok(());
         }

@@ -199,3 +199,25 @@ async fn one_slot_is_shared_in_turns() {
     }
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leaf_refused_after_its_stream_ended_harms_nothing() {
+    let config = TransferConfig { progress_timeout: Duration::from_millis(200), ..TransferConfig::default() };
+    let (host, mut child) = (Host::with(config).await, Child::new());
+    host.hold(1, 8 * LEAF);
+    host.limits.upload.set(1);
+    let subscription = child.subscribe(host.address, 1).await;
+    assert_eq!(child.have().await, [0..8]);
+    subscription.request(0..2, Class::Stream);
+    assert_eq!(child.leaf().await.0, 0);
+    drop(subscription);
+    // Leaf 1 waited for the limit too long.
+    until(|| host.metrics.refused.get() == 1).await;
+    host.limits.upload.set(0);
+    let again = child.subscribe(host.address, 1).await;
+    assert_eq!(child.have().await, [0..8]);
+    again.request(7..8, Class::Stream);
+    assert_eq!(child.leaf().await.0, 7);
+    assert_eq!(child.metrics.parents.get(), 1);
+    host.stop().await;
+}

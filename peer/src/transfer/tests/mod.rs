@@ -1,8 +1,11 @@
+// A list of one range is what is meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 mod broken_children;
 mod broken_parents;
 mod limits;
+mod quiet;
 mod serving;
-mod timing;
 
 use std::{collections::BTreeMap, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
 
@@ -20,7 +23,7 @@ use crate::{
 };
 
 /// Far longer than anything takes: so that a mistake is a failure, and not a hang.
-const GUARD: Duration = Duration::from_secs(60);
+const GUARD: Duration = Duration::from_secs(90);
 
 /// A parent with a store of its own.
 struct Host {

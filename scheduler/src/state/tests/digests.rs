@@ -132,3 +132,19 @@ fn what_nobody_wants_or_holds_is_forgotten() {
     assert_eq!(driver.state.counts(), Counts::default());
     assert_eq!(driver.state.world.hosts.iter().count(), 0);
 }
+
+#[test]
+fn who_checked_the_whole_may_send_its_digests_before_anything_else() {
+    let mut driver = Driver::new();
+    let (maker, child) = (driver.seed("s"), driver.peer("a"));
+    let said::Message::Digests(digests) = digests_of(0, LEAVES, 0) else { unreachable!() };
+    driver.say(maker, said::Message::Digests(proto::Digests { verified: true, ..digests }));
+    driver.say(maker, finished());
+    driver.say(child, wants());
+    assert!(driver.leased(&[maker]).is_empty());
+    let told = driver.take(child);
+    let info =
+        told.iter().find_map(|m| if let says::Message::TaskInfo(info) = m { Some(info) } else { None });
+    assert!(info.is_some_and(|info| info.verified && info.digests.len() == 128));
+    assert!(told.iter().any(|m| matches!(m, says::Message::Parents(change) if change.add.len() == 1)));
+}

@@ -54,3 +54,24 @@ fn secrets_do_not_show() {
     assert!(actions.iter().any(|action| matches!(action, Action::Send(to, _) if *to == seed)));
     assert!(!format!("{actions:?} {:?}", driver.state).contains("registry/v2"));
 }
+
+#[test]
+fn one_host_cannot_take_part_in_everything() {
+    let mut driver = Driver::new();
+    let greedy = driver.peer("a");
+    let tasks = |held| (0..70_000).map(move |n| holding(&format!("sha256:{n}"), held)).collect();
+    driver.say(greedy, said::Message::Holdings(proto::Holdings { tasks: tasks(0), layers: vec![] }));
+    assert_eq!(driver.state.counts().tasks, 0, "holding nothing is nothing");
+    driver.say(greedy, said::Message::Holdings(proto::Holdings { tasks: tasks(1), layers: vec![] }));
+    assert_eq!(driver.state.counts().tasks, MAX_TASKS_PER_HOST);
+    assert!(driver.notes.iter().any(|note| matches!(note, Note::OverLimit { .. })));
+    let task = Some(proto::Task { id: "sha256:new".into(), source: Some(source()) });
+    driver.say(greedy, said::Message::Register(proto::Register { task, ..Default::default() }));
+    assert_eq!(driver.failure(greedy), Some(Kind::Local));
+}
+
+#[test]
+fn a_peers_part_in_a_task_is_small() {
+    let links = 16 * (size_of::<members::Link>() + size_of::<HostKey>());
+    assert!(size_of::<members::Peer>() + links < 800);
+}

@@ -43,7 +43,7 @@ fn item() -> impl Strategy<Value = Item> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn a_mounted_layer_is_what_unpacking_gives(items in vec(item(), 0..24)) {

@@ -20,8 +20,8 @@ fn a_thousand_peers_finish_soon_after_the_seed_and_the_origin_sends_each_leaf_on
     let outcome = run(Plan { peers: 1000, ..calm() });
     assert_eq!(outcome.origin_leaves, 200);
     // 200 leaves at 8 a step take 25 steps, and the last peer comes in step 10.
-    assert!(outcome.steps < 60, "{} steps", outcome.steps);
-    assert!(outcome.messages < 1000 * 130, "{} messages", outcome.messages);
+    assert!(outcome.steps < 40, "{} steps", outcome.steps);
+    assert!(outcome.messages < 1000 * 40, "{} messages", outcome.messages);
 }
 
 #[test]
