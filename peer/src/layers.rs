@@ -62,7 +62,7 @@ impl Peer {
         if let Some(descriptor) = self.store().layer(&want.blob) {
             return self.open_layer(check_diff_id(descriptor, &want)?).await;
         }
-        if let Some(descriptor) = self.ask_for_layer(&want).await {
+        if let Some(descriptor) = self.ask_for_layer(&want).await? {
             match self.open_layer(check_diff_id(descriptor, &want)?).await {
                 Ok(layer) => return Ok(layer),
                 Err(error) => {
@@ -123,8 +123,11 @@ impl Peer {
     }
 
     /// Asks the scheduler and waits until a seed has made the layer. `None`: nobody will.
-    async fn ask_for_layer(&self, want: &LayerWant) -> Option<LayerDescriptor> {
-        let live = self.session().live()?;
+    ///
+    /// # Errors
+    /// The blob does not become a layer, whoever tries.
+    async fn ask_for_layer(&self, want: &LayerWant) -> Result<Option<LayerDescriptor>, TaskError> {
+        let Some(live) = self.session().live() else { return Ok(None) };
         let key = want.blob.to_string();
         let mut awaited = {
             let mut all = self.inner.awaited.lock();
@@ -136,7 +139,7 @@ impl Peer {
         let mut session = self.session().watch();
         session.mark_unchanged();
         if !live.send(Said::LayerWanted(LayerWanted { blob: Some(task), diff_id })).await {
-            return None;
+            return Ok(None);
         }
         let answer = async {
             tokio::select! {
@@ -145,12 +148,13 @@ impl Peer {
             }
         };
         match timeout(self.inner.config.layer_timeout, answer).await {
-            Ok(Some(Ok(descriptor))) => Some(descriptor),
+            Ok(Some(Ok(descriptor))) => Ok(Some(descriptor)),
+            Ok(Some(Err(error @ TaskError::LayerRefused(_)))) => Err(error),
             Ok(Some(Err(error))) => {
                 tracing::debug!(blob = %want.blob, %error, "no seed makes the layer");
-                None
+                Ok(None)
             }
-            Ok(None) | Err(_) => None,
+            Ok(None) | Err(_) => Ok(None),
         }
     }
 
@@ -167,7 +171,10 @@ impl Peer {
                         Ok(descriptor)
                     }
                 }),
-            Some(layer::Result::Failure(failure)) => Err(TaskError::Unreachable(failure.reason.clone())),
+            Some(layer::Result::Failure(failure)) => match TaskId::parse(&heard.blob) {
+                Ok(blob) => Err(TaskError::from_failure(&blob, failure)),
+                Err(_) => Err(TaskError::Unreachable(failure.reason.clone())),
+            },
             None => Err(TaskError::Unreachable("an empty answer".to_owned())),
         };
         if let Some(sender) = self.inner.awaited.lock().get(&heard.blob) {

@@ -1,5 +1,7 @@
 //! Peers with a real scheduler: the origin is asked once, and whoever dies, the right bytes arrive.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failure here is a failed test")]
+
 mod common;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};

@@ -74,9 +74,6 @@ impl Download {
             Done::Subscribed(key, Ok(subscription)) => {
                 if let Some(parent) = self.parents.get_mut(key) {
                     parent.subscribed(subscription);
-                    if let Some(plan) = &mut self.plan {
-                        plan.add_parent(key);
-                    }
                     self.note_status();
                 }
             }

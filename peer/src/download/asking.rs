@@ -63,14 +63,18 @@ impl Download {
     /// Sends the requests that the plan chooses.
     pub(super) fn ask(&mut self) {
         let Some(plan) = &mut self.plan else { return };
-        let requests = plan.pick(self.born.elapsed(), &mut self.rng);
-        if !requests.is_empty() {
-            self.note_covered();
+        let now = self.born.elapsed();
+        let requests = plan.pick(now, &mut self.rng);
+        if requests.is_empty() {
+            return;
         }
         for request in requests {
-            if let Some(subscription) = self.parents.get(request.parent).and_then(Parent::subscription) {
-                subscription.request(request.leaves, request.class);
+            match self.parents.get(request.parent).and_then(Parent::subscription) {
+                Some(subscription) => subscription.request(request.leaves, request.class),
+                // What it has was heard before its subscription was.
+                None => plan.busy(request.parent, request.leaves, now),
             }
         }
+        self.note_covered();
     }
 }

@@ -380,7 +380,7 @@ mod tests {
         let mut rng = SmallRng::seed_from_u64(1);
         plan.fill(Class::Stream);
         plan.add_parent(1);
-        plan.parent_has(1, &[0..8]);
+        plan.parent_has(1, std::slice::from_ref(&(0..8)));
         assert_eq!(plan.pick(at(0), &mut rng), []);
         plan.know(3);
         assert_eq!(plan.pick(at(0), &mut rng), [Request { parent: 1, leaves: 3..4, class: Class::Stream }]);
@@ -394,7 +394,7 @@ mod tests {
         plan.fill(Class::Background);
         for parent in [1, 2] {
             plan.add_parent(parent);
-            plan.parent_has(parent, &[0..64]);
+            plan.parent_has(parent, std::slice::from_ref(&(0..64)));
         }
         plan.demand(40..41, Class::Demand);
         let first = plan.pick(at(0), &mut rng).remove(0);
@@ -411,13 +411,13 @@ mod tests {
         (0..4).for_each(|leaf| plan.know(leaf));
         plan.fill(Class::Stream);
         plan.add_parent(1);
-        plan.parent_has(1, &[0..4]);
+        plan.parent_has(1, std::slice::from_ref(&(0..4)));
         while !plan.pick(at(0), &mut rng).is_empty() {}
         assert!(plan.is_waiting());
         plan.remove_parent(1);
         assert!(!plan.is_waiting());
         plan.add_parent(2);
-        plan.parent_has(2, &[0..4]);
+        plan.parent_has(2, std::slice::from_ref(&(0..4)));
         let asked: u32 = plan.pick(at(0), &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
         assert_eq!(asked, 4);
     }

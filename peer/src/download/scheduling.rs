@@ -99,10 +99,10 @@ impl Download {
 
     /// Subscribes to parents that are due. What a parent has can be noted only once the geometry is known.
     pub(super) fn connect_parents(&mut self) {
-        if self.plan.is_none() {
-            return;
-        }
+        let Some(plan) = &mut self.plan else { return };
         for (key, address) in self.parents.due() {
+            // Before the subscription: what the parent has may be heard before the subscription is.
+            plan.add_parent(key);
             let (pool, task, events) =
                 (self.means.pool.clone(), self.shared.id.clone(), self.events.0.clone());
             self.jobs.spawn(async move {

@@ -51,16 +51,19 @@ pub(super) fn tmpfs(at: &Path, options: &str) -> Mounted {
 /// Makes an ext4 in a sparse file.
 pub(super) fn make_ext4(image: &Path, len: u64, options: &[&str]) {
     File::create(image).unwrap().set_len(len).unwrap();
-    run(Command::new("mkfs.ext4").arg("-q").args(options).arg(image));
+    run(Command::new("mkfs.ext4").arg("-q").args(options).arg(image)).unwrap();
 }
 
 /// Mounts an ext4 in a file. The loop device goes with the mount.
 pub(super) fn ext4(image: &Path, at: &Path) -> Mounted {
-    run(Command::new("mount").args(["-o", "loop,errors=continue"]).arg(image).arg(at));
+    let mount = || run(Command::new("mount").args(["-o", "loop,errors=continue"]).arg(image).arg(at));
+    // Others who set up loop devices at this moment may take the one that mount(8) chose.
+    (0..10).fold(Err(String::new()), |mounted, _| mounted.or_else(|_: String| mount())).unwrap();
     Mounted(at.to_owned())
 }
 
-fn run(command: &mut Command) {
+fn run(command: &mut Command) -> Result<(), String> {
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let complaint = || format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(()) } else { Err(complaint()) }
 }
