@@ -220,6 +220,7 @@ async fn metrics_tell_of_the_peers() {
             {
                 break;
             }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     timeout(LONG, shown).await.unwrap();

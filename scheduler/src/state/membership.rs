@@ -127,7 +127,6 @@ impl Task {
     pub(super) fn complete(&mut self, world: &mut World, host: HostKey) {
         self.drop_parents(world, host);
         self.set_phase(world, host, Phase::Complete);
-        self.silent.retain(|silent| *silent != host);
         self.pending.news.insert(host);
     }
 

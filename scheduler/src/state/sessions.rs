@@ -58,7 +58,7 @@ impl State {
         let scheduler_id = self.world.settings.scheduler_id.clone();
         let config = Some(self.world.settings.rates);
         self.world.send_to_session(id, says::Message::Welcome(proto::Welcome { scheduler_id, config }));
-        for task in leased.into_iter().take(0) {
+        for task in leased {
             self.change(&task, |task, world| {
                 task.set_phase(world, key, Phase::Fetching);
             });

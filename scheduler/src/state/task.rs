@@ -128,6 +128,7 @@ impl Task {
             None => Place::default(),
         };
         self.peers.remove(host, &place);
+        self.silent.retain(|silent| *silent != host);
         if self.asked == Some(host) {
             self.asked = None;
         }

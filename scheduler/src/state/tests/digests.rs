@@ -69,6 +69,11 @@ fn holders_that_never_send_digests_are_as_good_as_none() {
     assert!(driver.leased(&[child]).is_empty());
     driver.pass(3200);
     assert_eq!(driver.leased(&[child]), [child]);
+    driver.say(child, failed(Kind::Cancelled));
+    let again = driver.peer("a");
+    driver.say(again, holds(LEAVES));
+    driver.say(child, wants());
+    assert!(driver.leased(&[child]).is_empty(), "it came back and has another chance");
 }
 
 #[test]

@@ -62,6 +62,23 @@ fn dead_and_leaving_parents_are_replaced() {
 }
 
 #[test]
+fn who_loses_a_parent_gets_another_at_once() {
+    let mut driver = Driver::new();
+    let holders: Vec<_> = (0..40).map(|n| driver.peer(&format!("p{n}"))).collect();
+    holders.iter().for_each(|holder| driver.say(*holder, holds(1)));
+    let child = driver.peer("c");
+    driver.say(child, wants());
+    let first = parents_of(&driver, "c");
+    for name in &first {
+        driver.close(holders[name[1..].parse::<usize>().unwrap()]);
+    }
+    let second = parents_of(&driver, "c");
+    assert_eq!((first.len(), second.len()), (16, 16));
+    driver.say(child, reports(&second[0], proto::Fault::Stalled));
+    assert_eq!(parents_of(&driver, "c").len(), 16);
+}
+
+#[test]
 fn what_was_dropped_is_not_served() {
     let mut driver = Driver::new();
     let (parent, other, child) = (driver.peer("a"), driver.peer("b"), driver.peer("c"));
