@@ -189,7 +189,6 @@ impl Containerd {
             key: key.to_owned(),
             name: name.to_owned(),
             labels,
-            ..CommitSnapshotRequest::default()
         };
         match self.client.snapshots().commit(self.request(request)).await {
             Ok(_) => Ok(()),

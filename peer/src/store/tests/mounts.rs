@@ -58,7 +58,7 @@ pub(super) fn make_ext4(image: &Path, len: u64, options: &[&str]) {
 pub(super) fn ext4(image: &Path, at: &Path) -> Mounted {
     let mount = || run(Command::new("mount").args(["-o", "loop,errors=continue"]).arg(image).arg(at));
     // Others who set up loop devices at this moment may take the one that mount(8) chose.
-    (0..10).fold(Err(String::new()), |mounted, _| mounted.or_else(|_: String| mount())).unwrap();
+    (0..10).find_map(|_| mount().ok()).unwrap();
     Mounted(at.to_owned())
 }
 
