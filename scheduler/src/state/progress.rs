@@ -9,6 +9,7 @@ use super::{
     conduct::Verdict,
     event::Note,
     ids::{HostKey, TaskId},
+    members::Phase,
     message::{ParentReport, Progress},
     task::Task,
     world::{World, failure},
@@ -133,9 +134,15 @@ impl Task {
             return;
         }
         self.grant_to_child(world, child);
-        if alone && strikes >= STRIKES_TO_DOUBT {
+        if alone && strikes >= STRIKES_TO_DOUBT && !self.has_complete_parent(child) {
             let reason = "nobody has the missing leaves, and there is no origin";
             self.fail(world, child, failure(Kind::NotFound, reason));
         }
+    }
+
+    /// Whether a parent of the child holds everything. It may be slow; one that stands still is given up by the child.
+    fn has_complete_parent(&self, child: HostKey) -> bool {
+        let mut parents = self.peers.get(child).into_iter().flat_map(|peer| &peer.parents);
+        parents.any(|link| self.peers.get(link.parent).is_some_and(|peer| peer.phase == Phase::Complete))
     }
 }

@@ -233,3 +233,17 @@ fn a_starving_child_of_a_task_without_origin_is_told_in_the_end() {
     }
     assert_eq!(driver.failure(child), Some(Kind::NotFound));
 }
+
+#[test]
+fn a_child_waits_for_a_slow_parent_that_holds_everything() {
+    let mut driver = Driver::new();
+    let (holder, child) = (driver.peer("a"), driver.peer("b"));
+    driver.say(holder, holds(LEAVES));
+    let task = Some(proto::Task { id: TASK.into(), source: None });
+    driver.say(child, said::Message::Register(proto::Register { task, ..Default::default() }));
+    for _ in 0..20 {
+        driver.pass(600);
+        driver.say(child, starves(0));
+    }
+    assert_eq!(driver.failure(child), None);
+}

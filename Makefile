@@ -1,0 +1,20 @@
+# Everything a newcomer needs: `make demo` to see it, `make test` to check it.
+
+.PHONY: setup build demo test
+
+# Installs what is missing on this machine. Quiet if nothing is.
+setup:
+	@integration/setup.sh
+
+build: setup
+	cargo build --workspace --bins
+
+# IMAGE=name shows another image than the one it makes; KEEP=1 leaves everything running until Ctrl-C.
+demo: build
+	target/debug/demo
+
+test: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo build --workspace --bins
+	cargo nextest run --workspace --no-fail-fast

@@ -1,0 +1,95 @@
+//! `make demo`: a small cluster on this machine, and what it does for a pull and for the start of a container.
+
+mod lazy;
+mod progress;
+mod pull;
+mod subject;
+mod table;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use darter_integration::{Cluster, Lab};
+
+use self::{progress::step, subject::Subject};
+
+/// Shows Darter on this machine: a manager, a scheduler, a seed peer and two nodes, each with a containerd of its own.
+///
+/// It ends by itself and leaves nothing behind. The machine's own containerd and Docker are not touched.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The image to show, as a runtime names it, instead of one made out of Debian's packages.
+    #[arg(long, env = "IMAGE")]
+    image: Option<String>,
+    /// The command to run in IMAGE, split at spaces; it must print a line.
+    #[arg(long, env = "COMMAND", default_value = "/bin/sh -c pwd", value_delimiter = ' ')]
+    command: Vec<String>,
+    /// What the registry may send, in MB a second; registries are far away more often than on the same machine.
+    #[arg(long, env = "ORIGIN_RATE", default_value_t = 25)]
+    origin_rate: u64,
+    /// Leave everything running until Ctrl-C.
+    #[arg(long, env = "KEEP", value_parser = clap::builder::BoolishValueParser::new(), default_value = "0")]
+    keep: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(&Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<()> {
+    let lab = Lab::open()?;
+    // Whichever comes first, dropping what it leaves cleans up.
+    let shown = tokio::select! {
+        shown = Box::pin(show(&lab, options)) => shown,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    };
+    if shown.is_err() {
+        lab.print_logs();
+    }
+    println!("\nCleaning up.");
+    shown
+}
+
+async fn show(lab: &Lab, options: &Options) -> Result<()> {
+    let made = subject::make(options).await?;
+    let starting = Cluster::with_nodes(2).start(lab);
+    let cluster =
+        step("starting a registry, a manager, a scheduler, a seed peer and two nodes", starting).await?;
+    let subject = Subject::publish(&cluster, made, options).await?;
+    cluster.origin.limit(options.origin_rate * 1_000_000);
+    println!("\n{}\nThe registry sends {} MB/s.\n", subject.describe(), options.origin_rate);
+
+    let ordinary = pull::show(&cluster, &subject).await?;
+    lazy::show(&cluster, &subject, &ordinary).await?;
+    if options.keep {
+        println!("\n{}\nCtrl-C ends it.", look_around(&cluster, &subject));
+        std::future::pending::<()>().await;
+    }
+    Ok(())
+}
+
+/// What a curious person may type next.
+fn look_around(cluster: &Cluster, subject: &Subject) -> String {
+    let mut lines = vec!["It is all still running. To look around:".to_owned()];
+    for (number, node) in (1..).zip(&cluster.nodes) {
+        let (socket, namespace) = (node.containerd.socket().display(), node.containerd.namespace());
+        lines.push(format!("  node {number}:"));
+        lines.push(format!("    ctr --address {socket} --namespace {namespace} images ls"));
+        lines.push(format!("    target/debug/darter status --socket {}", node.peer.control.display()));
+        lines.push(format!("    curl http://{}/metrics", node.peer.service.admin));
+    }
+    if let Some(manager) = &cluster.manager {
+        lines.push(format!("  the manager: http://{}", manager.rest));
+    }
+    lines.push(format!("  the image: {}", subject.image));
+    lines.push(format!("  logs: {}/*.log", cluster.lab.dir().display()));
+    lines.join("\n")
+}

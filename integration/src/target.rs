@@ -1,0 +1,30 @@
+//! Cargo's target directory: the binary under test, and the cache for what is slow to make.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+/// The directory of the running executable's profile, such as `target/debug`.
+fn profile_dir() -> Result<PathBuf> {
+    let executable = std::env::current_exe()?;
+    let dir = executable.parent().context("the executable is in no directory")?;
+    // Test executables are one directory further down than binaries.
+    let dir = if dir.ends_with("deps") { dir.parent().context("deps is in no directory")? } else { dir };
+    Ok(dir.to_owned())
+}
+
+/// The `darter` binary of the same build.
+pub fn darter() -> Result<PathBuf> {
+    let path = profile_dir()?.join("darter");
+    anyhow::ensure!(path.exists(), "{} is missing: cargo build --workspace --bins", path.display());
+    Ok(path)
+}
+
+/// A directory for what is slow to make and never changes. It is removed by `cargo clean`.
+pub fn cache(name: &str) -> Result<PathBuf> {
+    let profile = profile_dir()?;
+    let target = profile.parent().context("the profile's directory is in no directory")?;
+    let cache = target.join("integration-cache").join(name);
+    std::fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
+    Ok(cache)
+}

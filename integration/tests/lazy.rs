@@ -1,0 +1,129 @@
+//! Containers on layers that are mounted before they are there.
+
+use anyhow::Result;
+use darter_integration::{
+    Cluster, Image, Lab,
+    containerd::{DARTER, OVERLAYFS},
+    image::{Compression, Format, ImageBuilder, Kind, Node},
+    run_test,
+};
+
+const HELLO: [&str; 2] = ["echo", "hello"];
+
+#[test]
+fn a_container_prints_its_line_while_most_bytes_are_held_back() -> Result<()> {
+    run_test(async |lab| {
+        let mut cluster = Cluster::with_nodes(1).with_links().start(&lab).await?;
+        let tiny = cluster.push("tiny:1", &Image::tiny(&lab)?).await?;
+        cluster.seed()?.link()?.limit(500_000);
+
+        cluster.nodes[0].pull_lazily(&tiny).await?;
+        // The seed peer has made the layers from what it got. Nobody needs the registry any more.
+        cluster.origin.down();
+        let node = &cluster.nodes[0];
+        assert_eq!(node.containerd.run_with(DARTER, &tiny, HELLO).await?.stdout, "hello\n");
+        let share = node.peer.share_of_layers().await?;
+        assert!(share < 0.5, "{share} of the bytes are here already");
+
+        cluster.seed()?.link()?.unlimited();
+        cluster.nodes[0].peer.until_layers_complete().await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn the_root_file_system_is_the_same_as_with_overlayfs() -> Result<()> {
+    run_test(async |lab| {
+        let cluster = Cluster::with_nodes(1).start(&lab).await?;
+        let image = Image::tiny(&lab)?;
+        let tiny = cluster.push("tiny:1", &image).await?;
+        let node = &cluster.nodes[0];
+
+        node.pull_lazily(&tiny).await?;
+        assert!(image.layers.iter().all(|layer| !node.containerd.has_content(&layer.blob.digest)));
+        let lazy = node.containerd.root_fs(DARTER, &image).await?;
+
+        node.containerd.pull(&tiny).await?;
+        lazy.expect_same(&node.containerd.root_fs(OVERLAYFS, &image).await?)
+    })
+}
+
+#[test]
+fn complete_layers_run_with_nobody_else_left() -> Result<()> {
+    run_test(async |lab| {
+        let mut cluster = Cluster::with_nodes(1).start(&lab).await?;
+        let image = Image::tiny(&lab)?;
+        let tiny = cluster.push("tiny:1", &image).await?;
+        cluster.nodes[0].pull_lazily(&tiny).await?;
+        // The layers are mounted, and so filled, when the first container needs them.
+        cluster.nodes[0].containerd.run_with(DARTER, &tiny, HELLO).await?;
+        cluster.nodes[0].peer.until_layers_complete().await?;
+
+        cluster.origin.down();
+        cluster.registry.process.stop()?;
+        (cluster.seed, cluster.scheduler, cluster.manager) = (None, None, None);
+
+        let node = &mut cluster.nodes[0];
+        assert_eq!(node.containerd.run_with(DARTER, &tiny, HELLO).await?.stdout, "hello\n");
+        let before = node.containerd.root_fs(DARTER, &image).await?;
+        node.restart_peer().await?;
+        assert_eq!(node.containerd.run_with(DARTER, &tiny, HELLO).await?.stdout, "hello\n");
+        before.expect_same(&node.containerd.root_fs(DARTER, &image).await?)
+    })
+}
+
+#[test]
+fn an_ordinary_pull_is_unpacked_by_the_same_snapshotter() -> Result<()> {
+    run_test(async |lab| {
+        let cluster = Cluster::with_nodes(1).start(&lab).await?;
+        let image = Image::tiny(&lab)?;
+        let tiny = cluster.push("tiny:1", &image).await?;
+        let node = &cluster.nodes[0].containerd;
+
+        node.pull_with(DARTER, &tiny).await?;
+        node.check_content(&image)?;
+        assert_eq!(node.run_with(DARTER, &tiny, HELLO).await?.stdout, "hello\n");
+
+        let ours = node.root_fs(DARTER, &image).await?;
+        node.pull(&tiny).await?;
+        ours.expect_same(&node.root_fs(OVERLAYFS, &image).await?)
+    })
+}
+
+#[test]
+fn an_image_that_cannot_be_lazy_is_pulled_whole() -> Result<()> {
+    run_test(async |lab| {
+        let cluster = Cluster::with_nodes(1).start(&lab).await?;
+        let image = with_a_sparse_file(&lab)?;
+        let sparse = cluster.push("sparse:1", &image).await?;
+        let node = &cluster.nodes[0];
+
+        let pulled = node.pull_lazily(&sparse).await?;
+        assert!(pulled.stdout.contains("0 of 2 layers"), "{}", pulled.stdout);
+
+        let size = node.containerd.run_with(DARTER, &sparse, ["stat", "-c", "%s", "/sparse"]).await?;
+        assert_eq!(size.stdout, "1048576\n");
+        let ours = node.containerd.root_fs(DARTER, &image).await?;
+        node.containerd.pull(&sparse).await?;
+        ours.expect_same(&node.containerd.root_fs(OVERLAYFS, &image).await?)
+    })
+}
+
+/// An index cannot express a file whose zeros are not in the layer.
+fn with_a_sparse_file(lab: &Lab) -> Result<Image> {
+    let busybox = std::fs::read("/bin/busybox")?;
+    let sparse = Kind::SparseFile { len: 1 << 20, offset: 8192, content: b"something".to_vec() };
+    ImageBuilder::new(&lab.dir().join("sparse"), Format::Oci)?
+        .layer(Compression::Gzip, |layer| {
+            layer.add_all(&[
+                Node::dir("bin"),
+                Node::file("bin/busybox", busybox).mode(0o755),
+                Node::symlink("bin/stat", "busybox"),
+                Node::dir("proc"),
+                Node::dir("dev"),
+                Node::dir("sys"),
+            ])
+        })?
+        .layer(Compression::Gzip, |layer| layer.add(&Node::new("sparse", sparse)))?
+        .finish()
+}
