@@ -141,11 +141,7 @@ impl Process {
                 bail!("{} ended with {status} before {what}:\n{}", self.program.name, log_tail(&self.log));
             }
             if Instant::now() > deadline {
-                bail!(
-                    "{}: not yet {what} after {DEADLINE:?}:\n{}",
-                    self.program.name,
-                    log_tail(&self.log)
-                );
+                bail!("{}: not yet {what} after {DEADLINE:?}:\n{}", self.program.name, log_tail(&self.log));
             }
             tokio::time::sleep(POLL).await;
         }

@@ -28,7 +28,7 @@ use crate::{
     config::{Config, advertised},
     content::{Shared, blocking},
     control::{self, StatusPart},
-    download::{Download, DownloadStatus, Means, task_of},
+    download::{DemandClock, Download, DownloadStatus, Means, task_of},
     layers::{Awaited, Made},
     limits::{Limits, LimitsConfig},
     metrics::PeerMetrics,
@@ -172,7 +172,7 @@ impl Peer {
         let inner = Arc::new(Inner {
             makes: Semaphore::new(config.makes.max(1)),
             registries,
-            means: Means { store, origin, pool, session, metrics },
+            means: Means { store, origin, pool, session, metrics, demand: DemandClock::default() },
             config,
             limits,
             maker,

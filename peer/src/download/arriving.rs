@@ -32,6 +32,9 @@ impl Download {
     }
 
     pub(super) fn on_demand(&mut self, demand: Demand) {
+        if demand.class == Class::Demand {
+            self.means.demand.note();
+        }
         if let Some(plan) = &mut self.plan {
             plan.demand(demand.leaves, demand.class);
         }

@@ -64,7 +64,7 @@ impl Download {
     pub(super) fn ask(&mut self) {
         let Some(plan) = &mut self.plan else { return };
         let now = self.born.elapsed();
-        let requests = plan.pick(now, &mut self.rng);
+        let requests = plan.pick(now, self.means.demand.is_recent(), &mut self.rng);
         if requests.is_empty() {
             return;
         }

@@ -5,6 +5,7 @@
 
 mod arriving;
 mod asking;
+mod demand;
 mod origin;
 mod parents;
 mod plan;
@@ -27,6 +28,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::demand::DemandClock;
 use self::{
     origin::{Fetch, News},
     parents::{Parent, Parents},
@@ -67,6 +69,7 @@ pub(crate) struct Means {
     pub(crate) pool: Pool,
     pub(crate) session: Session,
     pub(crate) metrics: PeerMetrics,
+    pub(crate) demand: DemandClock,
 }
 
 /// One running task.

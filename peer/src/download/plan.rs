@@ -12,6 +12,8 @@ use crate::{Class, Geometry, LeafSet};
 
 /// Leaves asked of one parent and not yet here, at most.
 const WINDOW: u32 = 8;
+/// The same for what nobody waits for: a container's read must not wait behind much of it.
+const BACKGROUND_WINDOW: u32 = 2;
 /// Leaves of one request, at most.
 const RUN: u32 = 4;
 /// How many places are looked at for a rare leaf.
@@ -217,10 +219,10 @@ impl Plan {
     /// Chooses the next requests and notes them as in flight. `now` is any monotonic time.
     ///
     /// What readers wait for comes first, in their order. The rest is half in order, for the reader of a stream, and
-    /// half rarest first, so that peers have something to give each other.
-    pub(crate) fn pick(&mut self, now: Duration, rng: &mut impl Rng) -> Vec<Request> {
-        let mut requests = self.pick_demanded(now);
-        if let Some(class) = self.fill {
+    /// half rarest first, so that peers have something to give each other. Background work waits while `hold` is set.
+    pub(crate) fn pick(&mut self, now: Duration, hold: bool, rng: &mut impl Rng) -> Vec<Request> {
+        let mut requests = self.pick_demanded(now, hold);
+        if let Some(class) = self.fill.filter(|class| *class < Class::Background || !hold) {
             self.hedge_fill(now, class, &mut requests);
             while let Some(request) = self.pick_fill(now, class, rng) {
                 requests.push(request);
@@ -229,12 +231,13 @@ impl Plan {
         requests
     }
 
-    fn pick_demanded(&mut self, now: Duration) -> Vec<Request> {
+    fn pick_demanded(&mut self, now: Duration, hold: bool) -> Vec<Request> {
         let mut requests: Vec<Request> = Vec::new();
-        let demanded: Vec<(Class, u32)> = self.demanded.iter().copied().take(64).collect();
+        let may = |(class, _): &(Class, u32)| *class < Class::Background || !hold;
+        let demanded: Vec<(Class, u32)> = self.demanded.iter().copied().filter(may).take(64).collect();
         for (class, leaf) in demanded {
             let hedge = if class == Class::Demand { HEDGE_DEMAND } else { HEDGE };
-            if let Some(parent) = self.parent_for(leaf, now, hedge) {
+            if let Some(parent) = self.parent_for(leaf, now, hedge, 2 * window(class)) {
                 self.start_flight(leaf, parent, now);
                 match requests.last_mut() {
                     Some(last) if last.parent == parent && last.class == class && last.leaves.end == leaf => {
@@ -248,7 +251,7 @@ impl Plan {
     }
 
     /// The least busy parent that has a known, missing leaf and is not asked for it already.
-    fn parent_for(&self, leaf: u32, now: Duration, hedge: Duration) -> Option<Key> {
+    fn parent_for(&self, leaf: u32, now: Duration, hedge: Duration, window: u32) -> Option<Key> {
         if self.held.contains(leaf) || !self.known.contains(leaf) {
             return None;
         }
@@ -260,7 +263,7 @@ impl Plan {
         }
         let has = |(key, parent): &(&Key, &Parent)| {
             parent.have.contains(leaf)
-                && parent.in_flight < 2 * WINDOW
+                && parent.in_flight < window
                 && parent.rests_until <= now
                 && flights.iter().all(|f| f.parent != **key)
         };
@@ -278,7 +281,7 @@ impl Plan {
             .map(|(leaf, _)| *leaf)
             .collect();
         for leaf in late {
-            if let Some(parent) = self.parent_for(leaf, now, HEDGE) {
+            if let Some(parent) = self.parent_for(leaf, now, HEDGE, 2 * window(class)) {
                 self.start_flight(leaf, parent, now);
                 requests.push(Request { parent, leaves: leaf..leaf + 1, class });
             }
@@ -286,11 +289,12 @@ impl Plan {
     }
 
     fn pick_fill(&mut self, now: Duration, class: Class, rng: &mut impl Rng) -> Option<Request> {
+        let window = window(class);
         self.cursor = self.open.first_held(self.cursor)?;
         let mut idle: Vec<(u32, Key)> = self
             .parents
             .iter()
-            .filter(|(_, p)| p.in_flight < WINDOW && p.rests_until <= now)
+            .filter(|(_, p)| p.in_flight < window && p.rests_until <= now)
             .map(|(key, p)| (p.in_flight, *key))
             .collect();
         idle.sort_unstable();
@@ -298,7 +302,7 @@ impl Plan {
             let Some(parent) = self.parents.get(&key) else { continue };
             let Some(first) = self.open.first_common(&parent.have, self.cursor) else { continue };
             let start = if rng.random_bool(0.5) { first } else { self.rarest(parent, first, rng) };
-            let room = RUN.min(WINDOW - parent.in_flight.min(WINDOW));
+            let room = RUN.min(window - parent.in_flight.min(window));
             let piece = self.geometry.piece_of(start);
             let mut end = start + 1;
             while end - start < room
@@ -357,6 +361,11 @@ impl Plan {
     }
 }
 
+/// Leaves of a class asked of one parent and not yet here, at most.
+fn window(class: Class) -> u32 {
+    if class == Class::Background { BACKGROUND_WINDOW } else { WINDOW }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -381,9 +390,12 @@ mod tests {
         plan.fill(Class::Stream);
         plan.add_parent(1);
         plan.parent_has(1, std::slice::from_ref(&(0..8)));
-        assert_eq!(plan.pick(at(0), &mut rng), []);
+        assert_eq!(plan.pick(at(0), false, &mut rng), []);
         plan.know(3);
-        assert_eq!(plan.pick(at(0), &mut rng), [Request { parent: 1, leaves: 3..4, class: Class::Stream }]);
+        assert_eq!(
+            plan.pick(at(0), false, &mut rng),
+            [Request { parent: 1, leaves: 3..4, class: Class::Stream }]
+        );
     }
 
     #[test]
@@ -397,11 +409,27 @@ mod tests {
             plan.parent_has(parent, std::slice::from_ref(&(0..64)));
         }
         plan.demand(40..41, Class::Demand);
-        let first = plan.pick(at(0), &mut rng).remove(0);
+        let first = plan.pick(at(0), false, &mut rng).remove(0);
         assert_eq!((first.leaves.clone(), first.class), (40..41, Class::Demand));
-        let again = plan.pick(at(300), &mut rng).remove(0);
+        let again = plan.pick(at(300), false, &mut rng).remove(0);
         assert_eq!(again.leaves, 40..41);
         assert_ne!(again.parent, first.parent);
+    }
+
+    #[test]
+    fn background_work_is_held_while_a_container_waits_for_something() {
+        let mut plan = plan(64);
+        let mut rng = SmallRng::seed_from_u64(1);
+        (0..64).for_each(|leaf| plan.know(leaf));
+        plan.add_parent(1);
+        plan.parent_has(1, std::slice::from_ref(&(0..64)));
+        plan.fill(Class::Background);
+        plan.demand(5..6, Class::Background);
+        plan.demand(9..10, Class::Demand);
+        let asked = plan.pick(at(0), true, &mut rng);
+        assert_eq!(asked, [Request { parent: 1, leaves: 9..10, class: Class::Demand }]);
+        plan.landed(9);
+        assert!(!plan.pick(at(1), false, &mut rng).is_empty());
     }
 
     #[test]
@@ -412,13 +440,13 @@ mod tests {
         plan.fill(Class::Stream);
         plan.add_parent(1);
         plan.parent_has(1, std::slice::from_ref(&(0..4)));
-        while !plan.pick(at(0), &mut rng).is_empty() {}
+        while !plan.pick(at(0), false, &mut rng).is_empty() {}
         assert!(plan.is_waiting());
         plan.remove_parent(1);
         assert!(!plan.is_waiting());
         plan.add_parent(2);
         plan.parent_has(2, std::slice::from_ref(&(0..4)));
-        let asked: u32 = plan.pick(at(0), &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
+        let asked: u32 = plan.pick(at(0), false, &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
         assert_eq!(asked, 4);
     }
 
@@ -439,7 +467,7 @@ mod tests {
             while plan.wants() {
                 rounds += 1;
                 prop_assert!(rounds < 10_000);
-                for request in plan.pick(at(rounds), &mut rng) {
+                for request in plan.pick(at(rounds), false, &mut rng) {
                     for leaf in request.leaves {
                         prop_assert!(!plan.held().contains(leaf));
                         if request.parent == 0 || rng.random_bool(0.5) {

@@ -130,7 +130,7 @@ fn interrupt(run: u64, dir: &Path, log: &Path, then: impl FnOnce()) {
         thread::sleep(Duration::from_millis(1));
     }
     thread::sleep(Duration::from_micros(rand::rng().random_range(0..300_000)));
-    // The kill comes first: an fsync that a power cut interrupts may return success, but not to somebody who is alive.
+    // The kill comes first: after a power cut nobody is there to note what came of the last flush.
     writer.0.kill().unwrap();
     then();
 }
