@@ -40,7 +40,8 @@ fn every_role_ends_when_it_is_told_to() -> Result<()> {
             end(service)?;
         }
 
-        assert!(!peer.control.exists() && !peer.snapshotter.exists() && !seed.control.exists());
+        let sockets = [&peer.control, &peer.snapshotter, &seed.control];
+        assert!(sockets.iter().all(|socket| !socket.exists()), "one of {sockets:?} is still there");
         let left = lab.leftovers()?;
         assert!(left.mounts.is_empty() && left.loop_devices.is_empty(), "{left:?}");
         let registry = i32::try_from(cluster.registry.process.id())?;

@@ -23,9 +23,6 @@ use crate::{
     store::{Entry, Pin},
 };
 
-/// Most bytes that one read of a stream takes from the store at once.
-const READ_LEN: u64 = 1024 * 1024;
-
 /// A handle on a task's content. While one lives, an unfinished task goes on.
 pub struct Content {
     shared: Arc<Shared>,
@@ -242,20 +239,15 @@ impl Content {
         if first == last_leaf {
             self.finished().await?;
         }
-        let mut end = geometry.leaf_range(first).ok_or_else(outside)?.end;
-        let mut leaf = first + 1;
-        while end < range.end && end - range.start < READ_LEN && leaf < last_leaf && entry.has(leaf) {
-            end = geometry.leaf_range(leaf).map_or(end, |range| range.end);
-            leaf += 1;
-        }
-        let start = range.start;
-        let len = usize::try_from(end.min(range.end) - start).map_err(|e| TaskError::Local(e.to_string()))?;
+        let leaf = geometry.leaf_range(first).ok_or_else(outside)?;
+        let (skip, until) = (range.start - leaf.start, range.end.min(leaf.end) - leaf.start);
         let entry = entry.clone();
-        blocking(move || {
-            let mut buffer = vec![0; len];
-            entry.read_at(&mut buffer, start).map(|()| Bytes::from(buffer))
-        })
-        .await
+        // Whole leaves, because only these are checked again on their way from the disk.
+        let bytes = blocking(move || entry.read_leaf(first)).await?;
+        match (usize::try_from(skip), usize::try_from(until)) {
+            (Ok(skip), Ok(until)) if until <= bytes.len() => Ok(bytes.slice(skip..until)),
+            _ => Err(outside()),
+        }
     }
 
     /// Waits until the first of `leaves` is here; the others are only asked for.

@@ -1,6 +1,6 @@
 //! The peer's control socket: `darter status` and `darter get`.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, pin::Pin};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, pin::Pin, time::Duration};
 
 use darter_proto::{
     MAX_MESSAGE_LEN,
@@ -11,11 +11,17 @@ use darter_proto::{
     },
 };
 use futures_util::{Stream, StreamExt, stream};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    time::sleep,
+};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
 use crate::{Class, Digest, Peer, TaskError, TaskId, Want, origin::Source, peer::StartError, wire};
+
+/// How long running requests may hold up the shutdown.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Binds the control socket, for root only; a stale one is replaced, a live one is an error.
 pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
@@ -35,16 +41,26 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, StartError> {
     Ok(listener)
 }
 
-/// Serves the control socket until shutdown.
+/// Serves the control socket until shutdown, and removes it.
 pub(crate) async fn serve(listener: UnixListener, peer: Peer) {
-    let shutdown = peer.inner.shutdown.clone();
+    let (shutdown, path) = (peer.inner.shutdown.clone(), peer.inner.config.control_socket.clone());
     let service = PeerServer::new(Control { peer }).max_decoding_message_size(MAX_MESSAGE_LEN);
     let incoming = UnixListenerStream::new(listener).map(|stream: std::io::Result<UnixStream>| stream);
     let served = Server::builder().add_service(service).serve_with_incoming_shutdown(incoming, async {
         shutdown.cancelled().await;
     });
-    if let Err(error) = served.await {
-        tracing::error!(%error, "the control socket failed");
+    let drained = async {
+        shutdown.cancelled().await;
+        sleep(DRAIN_DEADLINE).await;
+    };
+    tokio::select! {
+        served = served => if let Err(error) = served {
+            tracing::error!(%error, "the control socket failed");
+        },
+        () = drained => tracing::warn!("requests on the control socket were still running at the shutdown"),
+    }
+    if let Err(error) = fs::remove_file(path) {
+        tracing::warn!(%error, "the control socket stays behind");
     }
 }
 

@@ -25,9 +25,9 @@ struct Options {
     /// The command to run in IMAGE, split at spaces; it must print a line.
     #[arg(long, env = "COMMAND", default_value = "/bin/sh -c pwd", value_delimiter = ' ')]
     command: Vec<String>,
-    /// What the registry may send, in MB a second; registries are far away more often than on the same machine.
-    #[arg(long, env = "ORIGIN_RATE", default_value_t = 25)]
-    origin_rate: u64,
+    /// What the registry and each peer may send, in Mbit a second: a network, where everything is on one machine.
+    #[arg(long, env = "LINK_RATE", default_value_t = 100)]
+    link_rate: u64,
     /// Leave everything running until Ctrl-C.
     #[arg(long, env = "KEEP", value_parser = clap::builder::BoolishValueParser::new(), default_value = "0")]
     keep: bool,
@@ -60,12 +60,15 @@ async fn run(options: &Options) -> Result<()> {
 
 async fn show(lab: &Lab, options: &Options) -> Result<()> {
     let made = subject::make(options).await?;
-    let starting = Cluster::with_nodes(2).start(lab);
+    let starting = Cluster::with_nodes(2).with_links().start(lab);
     let cluster =
         step("starting a registry, a manager, a scheduler, a seed peer and two nodes", starting).await?;
     let subject = Subject::publish(&cluster, made, options).await?;
-    cluster.origin.limit(options.origin_rate * 1_000_000);
-    println!("\n{}\nThe registry sends {} MB/s.\n", subject.describe(), options.origin_rate);
+    let links = cluster.nodes.iter().map(|node| &node.peer).chain(&cluster.seed).filter_map(|peer| peer.link.as_ref());
+    for link in links.chain([&cluster.origin]) {
+        link.limit(options.link_rate * 125_000);
+    }
+    println!("\n{}\nThe registry and each peer send at most {} Mbit/s.\n", subject.describe(), options.link_rate);
 
     let ordinary = pull::show(&cluster, &subject).await?;
     lazy::show(&cluster, &subject, &ordinary).await?;
