@@ -27,6 +27,10 @@ use crate::wait;
 /// Bytes are passed on in portions of at most this size, so that a limit is kept also over short times.
 const PORTION: usize = 16 * 1024;
 
+/// What was not used so long ago may still be: timers are late by a millisecond or two, which is several portions on a
+/// fast link.
+const SLACK: Duration = Duration::from_millis(10);
+
 /// A TCP relay on a loopback port. What the server sends back can be limited, held, counted, cut and changed.
 #[derive(Debug)]
 pub struct Throttle {
@@ -230,7 +234,9 @@ impl State {
     /// When bytes that are asked for now may be passed on.
     fn reserve(&self, bytes: u64, rate: u64) -> Instant {
         let mut paid_until = self.paid_until.lock();
-        *paid_until = (*paid_until).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let earliest = Instant::now().checked_sub(SLACK);
+        *paid_until = earliest.map_or(*paid_until, |earliest| (*paid_until).max(earliest))
+            + Duration::from_secs_f64(bytes as f64 / rate as f64);
         *paid_until
     }
 

@@ -1,13 +1,16 @@
 //! Second act: a container starts before its layers are there.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use darter_integration::{Cluster, Node, containerd::DARTER, darter::Peer};
 use tokio::time::Instant;
 
 use crate::{
-    progress::step,
+    progress::transfer,
     pull::Ordinary,
     subject::Subject,
     table::{Table, seconds},
@@ -32,11 +35,8 @@ struct Sample {
     share: f64,
 }
 
-/// Pulls and runs on the last node with Darter's snapshotter, and compares.
+/// Pulls and runs with Darter's snapshotter, first on the last node, and compares.
 pub(crate) async fn show(cluster: &Cluster, subject: &Subject, ordinary: &Ordinary) -> Result<()> {
-    let node = cluster.nodes.last().context("there is no node")?;
-    let work = start_lazily(node, subject);
-    let lazy = step("node 2 pulls with --snapshotter darter, and runs a container", work).await?;
     let mut table =
         Table::new(["", "pull returned", "first line", "layers complete", "fetched at first line"]);
     table.row([
@@ -46,38 +46,48 @@ pub(crate) async fn show(cluster: &Cluster, subject: &Subject, ordinary: &Ordina
         seconds(ordinary.pull),
         "100 %".into(),
     ]);
-    table.row([
-        "darter".into(),
-        seconds(lazy.pull),
-        seconds(lazy.first_line),
-        seconds(lazy.complete),
-        format!("{:.0} %", lazy.share * 100.0),
-    ]);
+    // The seed peer makes the layers when the first node wants them.
+    let kinds = ["darter, layers made now", "darter, layers made before"];
+    for ((number, node), kind) in (1..).zip(&cluster.nodes).collect::<Vec<_>>().into_iter().rev().zip(kinds) {
+        let held = AtomicU64::new(0);
+        let what = format!("node {number} pulls with --snapshotter darter, and runs");
+        let held_now = || held.load(Ordering::Relaxed);
+        let work = start_lazily(node, subject, &held);
+        let lazy = transfer(&what, subject.raw_bytes(), held_now, work).await?;
+        table.row([
+            kind.into(),
+            seconds(lazy.pull),
+            seconds(lazy.first_line),
+            seconds(lazy.complete),
+            format!("{:.0} %", lazy.share * 100.0),
+        ]);
+    }
     println!("\n{table}");
     Ok(())
 }
 
-async fn start_lazily(node: &Node, subject: &Subject) -> Result<Lazy> {
+async fn start_lazily(node: &Node, subject: &Subject, held: &AtomicU64) -> Result<Lazy> {
     let started = Instant::now();
     node.pull_lazily(&subject.image).await?;
     let pull = started.elapsed();
     let running = node.containerd.run_with(DARTER, &subject.image, subject.command());
-    let (output, samples) = tokio::try_join!(running, sample_until_complete(&node.peer))?;
+    let (output, samples) = tokio::try_join!(running, sample_until_complete(&node.peer, held))?;
     let first_line = pull + output.first_line.unwrap_or(output.elapsed);
     let complete = samples.last().map_or(first_line, |sample| sample.at - started);
     let at_first_line = samples.iter().take_while(|sample| sample.at - started <= first_line).last();
     Ok(Lazy { pull, first_line, complete, share: at_first_line.map_or(0.0, |sample| sample.share) })
 }
 
-async fn sample_until_complete(peer: &Peer) -> Result<Vec<Sample>> {
+async fn sample_until_complete(peer: &Peer, held: &AtomicU64) -> Result<Vec<Sample>> {
     let deadline = Instant::now() + COMPLETE_DEADLINE;
     let mut samples = Vec::new();
     while Instant::now() < deadline {
         let layers = peer.status().await?.layers;
-        let held: u64 = layers.iter().map(|layer| layer.raw_held).sum();
-        let total: u64 = layers.iter().map(|layer| layer.raw_len).sum();
-        samples.push(Sample { at: Instant::now(), share: held as f64 / total.max(1) as f64 });
-        if total > 0 && held >= total {
+        let (here, total) =
+            layers.iter().fold((0, 0), |(here, total), layer| (here + layer.raw_held, total + layer.raw_len));
+        held.store(here, Ordering::Relaxed);
+        samples.push(Sample { at: Instant::now(), share: here as f64 / total.max(1) as f64 });
+        if total > 0 && here >= total {
             return Ok(samples);
         }
         tokio::time::sleep(SAMPLE).await;

@@ -1,6 +1,7 @@
 //! `make demo`: a small cluster on this machine, and what it does for a pull and for the start of a container.
 
 mod lazy;
+mod machine;
 mod progress;
 mod pull;
 mod subject;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use darter_integration::{Cluster, Lab};
+use tokio::signal::unix::{SignalKind, signal};
 
 use self::{progress::step, subject::Subject};
 
@@ -49,7 +51,7 @@ async fn run(options: &Options) -> Result<()> {
     // Whichever comes first, dropping what it leaves cleans up.
     let shown = tokio::select! {
         shown = Box::pin(show(&lab, options)) => shown,
-        _ = tokio::signal::ctrl_c() => Ok(()),
+        interrupted = interrupted() => interrupted,
     };
     if shown.is_err() {
         lab.print_logs();
@@ -58,17 +60,27 @@ async fn run(options: &Options) -> Result<()> {
     shown
 }
 
+/// Waits for Ctrl-C, or for somebody else who wants it to end.
+async fn interrupted() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
 async fn show(lab: &Lab, options: &Options) -> Result<()> {
     let made = subject::make(options).await?;
     let starting = Cluster::with_nodes(2).with_links().start(lab);
     let cluster =
         step("starting a registry, a manager, a scheduler, a seed peer and two nodes", starting).await?;
     let subject = Subject::publish(&cluster, made, options).await?;
-    let links = cluster.nodes.iter().map(|node| &node.peer).chain(&cluster.seed).filter_map(|peer| peer.link.as_ref());
-    for link in links.chain([&cluster.origin]) {
+    let peers = cluster.nodes.iter().map(|node| &node.peer).chain(&cluster.seed);
+    for link in peers.filter_map(|peer| peer.link.as_ref()).chain([&cluster.origin]) {
         link.limit(options.link_rate * 125_000);
     }
-    println!("\n{}\nThe registry and each peer send at most {} Mbit/s.\n", subject.describe(), options.link_rate);
+    println!("\n{}\n{}", machine::describe(), subject.describe());
+    println!("The registry and each peer send at most {} Mbit/s.\n", options.link_rate);
 
     let ordinary = pull::show(&cluster, &subject).await?;
     lazy::show(&cluster, &subject, &ordinary).await?;

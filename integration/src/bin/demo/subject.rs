@@ -58,6 +58,11 @@ impl Subject {
         self.made.as_ref().map(Image::layer_bytes)
     }
 
+    /// Bytes of its raw layers, if that is known.
+    pub(crate) fn raw_bytes(&self) -> Option<u64> {
+        self.made.as_ref().map(Image::raw_bytes)
+    }
+
     /// The command, as it is run.
     pub(crate) fn command(&self) -> impl Iterator<Item = &str> {
         self.command.iter().map(String::as_str)
