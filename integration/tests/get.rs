@@ -1,6 +1,6 @@
 //! The command line on a node: `darter get`, `darter status`, `darter config`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use darter_integration::{
@@ -15,6 +15,8 @@ const SLOW: u64 = 1_000_000;
 struct Fixture {
     cluster: Cluster,
     image: Image,
+    blob: Descriptor,
+    socket: PathBuf,
 }
 
 impl Fixture {
@@ -23,17 +25,15 @@ impl Fixture {
         let cluster = alone.start(lab).await?;
         let image = Image::tiny(lab)?;
         cluster.push("tiny:1", &image).await?;
-        Ok(Self { cluster, image })
-    }
-
-    fn blob(&self) -> &Descriptor {
-        &self.image.layers[1].blob
+        let blob = image.layers.get(1).context("no second layer")?.blob.clone();
+        let socket = cluster.nodes.first().context("no node")?.peer.control.clone();
+        Ok(Self { cluster, image, blob, socket })
     }
 
     fn args(&self, file: &Path) -> Vec<String> {
-        let url = format!("{}/v2/tiny/blobs/{}", self.cluster.origin.url(), self.blob().digest);
-        let socket = self.cluster.nodes[0].peer.control.display().to_string();
-        vec![url, "-O".into(), file.display().to_string(), "--socket".into(), socket]
+        let url = format!("{}/v2/tiny/blobs/{}", self.cluster.origin.url(), self.blob.digest);
+        let (file, socket) = (file.display().to_string(), self.socket.display().to_string());
+        vec![url, "-O".into(), file, "--socket".into(), socket]
     }
 
     fn get(&self, file: &Path) -> Result<Command> {
@@ -41,7 +41,7 @@ impl Fixture {
     }
 
     fn expect_whole(&self, file: &Path) -> Result<()> {
-        let same = std::fs::read(file)? == std::fs::read(self.image.path_of(self.blob()))?;
+        let same = std::fs::read(file)? == std::fs::read(self.image.path_of(&self.blob))?;
         anyhow::ensure!(same, "the file is not what the registry has");
         Ok(())
     }
@@ -55,7 +55,7 @@ fn a_file_is_fetched_by_its_url_and_checked_against_its_digest() -> Result<()> {
 
         fixture.get(&plain)?.run().await?;
         fixture.expect_whole(&plain)?;
-        fixture.get(&checked)?.args(["--digest", &fixture.blob().digest]).run().await?;
+        fixture.get(&checked)?.args(["--digest", &fixture.blob.digest]).run().await?;
         fixture.expect_whole(&checked)?;
 
         let other = &fixture.image.layers[0].blob.digest;
