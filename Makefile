@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test
+.PHONY: setup build demo test clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -18,3 +18,7 @@ test: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --workspace --bins
 	cargo nextest run --workspace --no-fail-fast
+
+# Removes what tests and demos have left that were killed hard; the next one does so too.
+clean-up: build
+	target/debug/clean-up

@@ -144,7 +144,8 @@ pub(crate) fn log_tail(log: &Path) -> String {
     lines.split_at(lines.len().saturating_sub(LINES)).1.join("\n")
 }
 
-fn remove_orphans() -> Result<()> {
+/// Removes the labs whose owners are dead.
+pub fn remove_orphans() -> Result<()> {
     for entry in fs::read_dir(LABS)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();

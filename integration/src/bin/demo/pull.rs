@@ -35,7 +35,10 @@ pub(crate) async fn show(cluster: &Cluster, subject: &Subject) -> Result<Ordinar
             megabytes(metrics.received_from("Peer")),
             megabytes(metrics.received_from("Seed")),
             megabytes(metrics.received_from("Origin")),
-            megabytes(cluster.registry.traffic_since(mark).await.bytes()),
+            match &subject.made {
+                Some(_) => megabytes(cluster.registry.traffic_since(mark).await.bytes()),
+                None => "unknown".to_owned(),
+            },
         ]);
     }
     let first_line = match cluster.nodes.last() {
