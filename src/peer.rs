@@ -56,6 +56,8 @@ pub(crate) async fn run(config: PeerRole, shutdown: CancellationToken) -> anyhow
         Peer::start(config.peer, maker, &mut metrics, shutdown.clone()).await.context("starting the peer")?;
     let mut services: JoinSet<anyhow::Result<()>> = JoinSet::new();
     if let Some((listener, proxy)) = proxy {
+        let address = listener.local_addr()?.to_string();
+        peer.add_status(Box::new(move |status| status.proxy_address.clone_from(&address)));
         let serving = darter_proxy::serve(listener, proxy, peer.clone(), &mut metrics, shutdown.clone());
         services.spawn(async move { serving.await.context("the proxy failed") });
     }

@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     Class, Geometry, TaskError, TaskId,
+    metrics::PeerMetrics,
     store::{Entry, Pin},
 };
 
@@ -69,6 +70,8 @@ pub(crate) struct Shared {
     /// Set once all leaves are wanted, most urgent class wins.
     pub(crate) fill: watch::Sender<Option<Class>>,
     demands: Option<mpsc::Sender<Demand>>,
+    /// Counts what is read of a content that was complete when it was opened.
+    local: Option<PeerMetrics>,
     pin: Mutex<Option<Pin>>,
     sources: [AtomicU64; 4],
     stall: Duration,
@@ -89,6 +92,7 @@ impl Shared {
             handles: watch::Sender::new(0),
             fill: watch::Sender::new(None),
             demands,
+            local: None,
             pin: Mutex::new(None),
             sources: Default::default(),
             stall,
@@ -132,8 +136,9 @@ impl Content {
     }
 
     /// A handle on what the store has completely.
-    pub(crate) fn stored(entry: Arc<Entry>, stall: Duration) -> Self {
-        let shared = Shared::new(entry.id().clone(), None, stall);
+    pub(crate) fn stored(entry: Arc<Entry>, stall: Duration, metrics: PeerMetrics) -> Self {
+        let mut shared = Shared::new(entry.id().clone(), None, stall);
+        shared.local = Some(metrics);
         shared.count(From::Local, entry.geometry().len());
         shared.set_entry(entry);
         shared.finish(Ok(()));
@@ -180,7 +185,9 @@ impl Content {
     pub async fn leaf(&self, leaf: u32, class: Class) -> Result<Bytes, TaskError> {
         let entry = self.entry().await?;
         self.arrival(&entry, leaf..leaf.saturating_add(1), class).await?;
-        blocking(move || entry.read_leaf(leaf)).await
+        let bytes = blocking(move || entry.read_leaf(leaf)).await?;
+        self.count_local(bytes.len() as u64);
+        Ok(bytes)
     }
 
     /// Goes on to completeness, for contents that are otherwise fetched as they are read.
@@ -245,8 +252,17 @@ impl Content {
         // Whole leaves, because only these are checked again on their way from the disk.
         let bytes = blocking(move || entry.read_leaf(first)).await?;
         match (usize::try_from(skip), usize::try_from(until)) {
-            (Ok(skip), Ok(until)) if until <= bytes.len() => Ok(bytes.slice(skip..until)),
+            (Ok(skip), Ok(until)) if until <= bytes.len() => {
+                self.count_local((until - skip) as u64);
+                Ok(bytes.slice(skip..until))
+            }
             _ => Err(outside()),
+        }
+    }
+
+    fn count_local(&self, bytes: u64) {
+        if let Some(metrics) = &self.shared.local {
+            metrics.received(From::Local, bytes);
         }
     }
 

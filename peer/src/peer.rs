@@ -229,7 +229,7 @@ impl Peer {
         let stall = self.inner.config.stall_timeout;
         let verified = self.inner.means.store.get(&want.id).filter(|entry| entry.is_verified());
         if let Some(entry) = verified {
-            return Ok(Content::stored(entry, stall));
+            return Ok(Content::stored(entry, stall, self.metrics().clone()));
         }
         let mut running = self.inner.running.lock();
         if let hash_map::Entry::Occupied(occupied) = running.entry(want.id.clone())

@@ -21,6 +21,7 @@ async fn fetches_once_and_keeps_it_over_a_restart_without_the_origin() {
     let node = Node::start_in(node.stop().await, |_| {}).await;
     assert!(node.read(&id, None).await.unwrap() == bytes);
     assert_eq!(origin.sent(), LEN as u64);
+    assert_eq!(node.peer.metrics().by_source().local, LEN as u64);
 }
 
 #[tokio::test]

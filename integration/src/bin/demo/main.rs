@@ -102,7 +102,7 @@ fn look_around(cluster: &Cluster, subject: &Subject) -> String {
         lines.push(format!("    curl http://{}/metrics", node.peer.service.admin));
     }
     if let Some(manager) = &cluster.manager {
-        lines.push(format!("  the manager: http://{}", manager.rest));
+        lines.push(format!("  the manager: curl http://{}/api/v1/peers", manager.rest));
     }
     lines.push(format!("  the image: {}", subject.image));
     lines.push(format!("  logs: {}/*.log", cluster.lab.dir().display()));
