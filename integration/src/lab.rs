@@ -149,8 +149,9 @@ pub fn remove_orphans() -> Result<()> {
     for entry in fs::read_dir(LABS)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        // Whoever else keeps something here does not name it after a process.
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             leftovers::remove(&name, &entry.path()).with_context(|| format!("removing the orphan {name}"))?;
         }
     }

@@ -77,7 +77,7 @@ pub(super) struct GatedLeaves {
 impl Home {
     pub(super) fn new() -> Self {
         // On disk also where /tmp is a tmpfs.
-        let dir = tempfile::Builder::new().prefix("dtr-snap-").tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::Builder::new().prefix("snapshotter-").tempdir_in("/var/tmp").unwrap();
         Self { path: dir.path().to_owned(), _removed: Some(dir) }
     }
 
