@@ -185,7 +185,7 @@ impl Content {
     pub async fn leaf(&self, leaf: u32, class: Class) -> Result<Bytes, TaskError> {
         let entry = self.entry().await?;
         self.arrival(&entry, leaf..leaf.saturating_add(1), class).await?;
-        let bytes = blocking(move || entry.read_leaf(leaf)).await?;
+        let bytes = blocking(move || entry.read_leaf(leaf)).await.map_err(|error| self.reason(error))?;
         self.count_local(bytes.len() as u64);
         Ok(bytes)
     }
@@ -250,13 +250,21 @@ impl Content {
         let (skip, until) = (range.start - leaf.start, range.end.min(leaf.end) - leaf.start);
         let entry = entry.clone();
         // Whole leaves, because only these are checked again on their way from the disk.
-        let bytes = blocking(move || entry.read_leaf(first)).await?;
+        let bytes = blocking(move || entry.read_leaf(first)).await.map_err(|error| self.reason(error))?;
         match (usize::try_from(skip), usize::try_from(until)) {
             (Ok(skip), Ok(until)) if until <= bytes.len() => {
                 self.count_local((until - skip) as u64);
                 Ok(bytes.slice(skip..until))
             }
             _ => Err(outside()),
+        }
+    }
+
+    /// Why a read failed: if the task failed, its leaves are gone because of that.
+    fn reason(&self, error: TaskError) -> TaskError {
+        match &*self.shared.outcome.borrow() {
+            Some(Err(reason)) => reason.clone(),
+            _ => error,
         }
     }
 
