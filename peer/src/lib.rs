@@ -16,6 +16,7 @@ pub mod limits;
 pub mod metrics;
 pub mod origin;
 pub mod peer;
+pub mod plan;
 mod session;
 pub mod store;
 pub mod task;

@@ -8,7 +8,6 @@ mod asking;
 mod demand;
 mod origin;
 mod parents;
-mod plan;
 mod scheduling;
 mod whole;
 
@@ -32,7 +31,6 @@ pub(crate) use self::demand::DemandClock;
 use self::{
     origin::{Fetch, News},
     parents::{Parent, Parents},
-    plan::{Key, Plan},
 };
 use crate::{
     Class, Geometry, LeafDigest, LeafSet, TaskError, TaskId,
@@ -40,6 +38,7 @@ use crate::{
     digest::leaf_digest,
     metrics::PeerMetrics,
     origin::{Origin, Source},
+    plan::{Key, Plan},
     session::Session,
     store::{Entry, Store, StoreError},
     transfer::{ParentEvent, ParentEventKind, Pool, Refusal, Subscription, TransferError},

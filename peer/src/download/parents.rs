@@ -9,8 +9,7 @@ use darter_proto::scheduler::{Fault, Parent as Assigned, ParentReport};
 
 use tokio::time::Instant;
 
-use super::plan::Key;
-use crate::transfer::Subscription;
+use crate::{plan::Key, transfer::Subscription};
 
 /// A parent that did not hold the task is asked again after so long, so many times.
 const RETRY: Duration = Duration::from_millis(200);

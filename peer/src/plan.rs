@@ -1,4 +1,8 @@
-//! Which leaf to ask of which parent: pure, so that tests and simulations drive the same code as a transfer.
+//! Which leaf a child asks of which parent.
+//!
+//! Pure: time and chance come from outside, so that tests and simulations drive the same code as a transfer. Whoever
+//! drives it tells what parents say and send ([`Plan::parent_has`], [`Plan::arrived`], [`Plan::landed`], …) and sends
+//! what [`Plan::pick`] returns.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -26,11 +30,11 @@ const HEDGE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_millis(100);
 
 /// Names a parent within one download.
-pub(crate) type Key = u64;
+pub type Key = u64;
 
 /// What is wanted, what the parents have, and what is in flight.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub struct Plan {
     geometry: Geometry,
     /// Leaves that are here.
     held: LeafSet,
@@ -65,15 +69,18 @@ struct Flight {
 
 /// A request to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Request {
-    pub(crate) parent: Key,
-    pub(crate) leaves: Range<u32>,
-    pub(crate) class: Class,
+pub struct Request {
+    /// Whom to ask.
+    pub parent: Key,
+    /// What to ask for.
+    pub leaves: Range<u32>,
+    /// How urgent it is.
+    pub class: Class,
 }
 
 impl Plan {
     /// A plan for a content of which `held` is here.
-    pub(crate) fn new(geometry: Geometry, held: LeafSet) -> Self {
+    pub fn new(geometry: Geometry, held: LeafSet) -> Self {
         let leaves = geometry.leaves();
         Self {
             geometry,
@@ -90,22 +97,22 @@ impl Plan {
     }
 
     /// Leaves that are here.
-    pub(crate) fn held(&self) -> &LeafSet {
+    pub fn held(&self) -> &LeafSet {
         &self.held
     }
 
     /// Whether something is wanted that is not here.
-    pub(crate) fn wants(&self) -> bool {
+    pub fn wants(&self) -> bool {
         !self.demanded.is_empty() || (self.fill.is_some() && !self.held.is_full())
     }
 
     /// Whether something is on its way from a parent.
-    pub(crate) fn is_waiting(&self) -> bool {
+    pub fn is_waiting(&self) -> bool {
         !self.in_flight.is_empty()
     }
 
     /// Leaves that the origin need not send: here, or on their way from a parent.
-    pub(crate) fn covered(&self) -> LeafSet {
+    pub fn covered(&self) -> LeafSet {
         let mut covered = self.held.clone();
         self.in_flight.keys().for_each(|leaf| {
             covered.insert(*leaf);
@@ -114,14 +121,14 @@ impl Plan {
     }
 
     /// A leaf's digest became known.
-    pub(crate) fn know(&mut self, leaf: u32) {
+    pub fn know(&mut self, leaf: u32) {
         if self.known.insert(leaf) {
             self.reopen(leaf);
         }
     }
 
     /// A reader waits for these leaves.
-    pub(crate) fn demand(&mut self, leaves: Range<u32>, class: Class) {
+    pub fn demand(&mut self, leaves: Range<u32>, class: Class) {
         for leaf in leaves {
             if leaf < self.geometry.leaves() && !self.held.contains(leaf) {
                 self.demanded.insert((class, leaf));
@@ -130,18 +137,18 @@ impl Plan {
     }
 
     /// All leaves are wanted.
-    pub(crate) fn fill(&mut self, class: Class) {
+    pub fn fill(&mut self, class: Class) {
         self.fill = Some(class);
     }
 
     /// A parent joins; it has nothing until it says so.
-    pub(crate) fn add_parent(&mut self, key: Key) {
+    pub fn add_parent(&mut self, key: Key) {
         let have = LeafSet::new(self.geometry.leaves());
         self.parents.entry(key).or_insert(Parent { have, in_flight: 0, rests_until: Duration::ZERO });
     }
 
     /// A parent said that it has these leaves.
-    pub(crate) fn parent_has(&mut self, key: Key, ranges: &[Range<u32>]) {
+    pub fn parent_has(&mut self, key: Key, ranges: &[Range<u32>]) {
         let Some(parent) = self.parents.get_mut(&key) else { return };
         for range in ranges {
             for leaf in range.start..range.end.min(self.geometry.leaves()) {
@@ -155,7 +162,7 @@ impl Plan {
     }
 
     /// A parent is gone; what it owed is open again.
-    pub(crate) fn remove_parent(&mut self, key: Key) {
+    pub fn remove_parent(&mut self, key: Key) {
         let Some(parent) = self.parents.remove(&key) else { return };
         for leaf in parent.have.ranges().into_iter().flatten() {
             if let Some(copies) = self.copies.get_mut(leaf as usize) {
@@ -174,7 +181,7 @@ impl Plan {
     }
 
     /// A parent does not have these leaves after all.
-    pub(crate) fn lacks(&mut self, key: Key, leaves: Range<u32>) {
+    pub fn lacks(&mut self, key: Key, leaves: Range<u32>) {
         for leaf in leaves.start..leaves.end.min(self.geometry.leaves()) {
             if self.parents.get_mut(&key).is_some_and(|parent| parent.have.remove(leaf))
                 && let Some(copies) = self.copies.get_mut(leaf as usize)
@@ -186,7 +193,7 @@ impl Plan {
     }
 
     /// A parent has too much to do to send these leaves now; it is left alone for a moment.
-    pub(crate) fn busy(&mut self, key: Key, leaves: Range<u32>, now: Duration) {
+    pub fn busy(&mut self, key: Key, leaves: Range<u32>, now: Duration) {
         for leaf in leaves.start..leaves.end.min(self.geometry.leaves()) {
             self.end_flight(leaf, key);
         }
@@ -196,14 +203,14 @@ impl Plan {
     }
 
     /// A leaf came from a parent, right or wrong. Returns the other parents it was asked of, to be cancelled.
-    pub(crate) fn arrived(&mut self, leaf: u32, key: Key) -> Vec<Key> {
+    pub fn arrived(&mut self, leaf: u32, key: Key) -> Vec<Key> {
         let others: Vec<Key> = self.in_flight.get(&leaf).into_iter().flatten().map(|f| f.parent).collect();
         self.end_flight(leaf, key);
         others.into_iter().filter(|other| *other != key).collect()
     }
 
     /// A leaf is here and verified, wherever it came from.
-    pub(crate) fn landed(&mut self, leaf: u32) {
+    pub fn landed(&mut self, leaf: u32) {
         self.held.insert(leaf);
         self.open.remove(leaf);
         for class in [Class::Demand, Class::Stream, Class::Profile, Class::Background] {
@@ -220,7 +227,7 @@ impl Plan {
     ///
     /// What readers wait for comes first, in their order. The rest is half in order, for the reader of a stream, and
     /// half rarest first, so that peers have something to give each other. Background work waits while `hold` is set.
-    pub(crate) fn pick(&mut self, now: Duration, hold: bool, rng: &mut impl Rng) -> Vec<Request> {
+    pub fn pick(&mut self, now: Duration, hold: bool, rng: &mut impl Rng) -> Vec<Request> {
         let mut requests = self.pick_demanded(now, hold);
         if let Some(class) = self.fill.filter(|class| *class < Class::Background || !hold) {
             self.hedge_fill(now, class, &mut requests);
