@@ -36,6 +36,8 @@ pub struct Config {
     /// Aimed-at number of parents of a child in one task, 1 to 1000; the manager's, where it sets one, takes its place.
     #[serde(deserialize_with = "peers")]
     pub parents_per_child: u32,
+    /// Whether a child's parents are replaced by others as it gets on; without it only those that are gone. To compare.
+    pub rotate: bool,
     /// Children that a peer serves at once before others are preferred, 1 to 1000; a seed peer serves four times as
     /// many. The manager's, where it sets one, takes its place.
     #[serde(deserialize_with = "peers")]
@@ -85,6 +87,7 @@ impl Default for Config {
             advertise: None,
             name: String::new(),
             parents_per_child: 16,
+            rotate: true,
             children_per_parent: 128,
             lease_progress_timeout: Duration::from_secs(5),
             settle_time: Duration::from_secs(2),
@@ -115,6 +118,7 @@ impl Config {
         Settings {
             scheduler_id: scheduler_id.to_owned(),
             parents_per_child: parents as usize,
+            rotate: self.rotate,
             children_per_parent: count(dynamic.children_per_parent, self.children_per_parent),
             lease_progress_timeout: self.lease_progress_timeout,
             settle_time: self.settle_time,

@@ -115,7 +115,8 @@ impl Task {
             self.pending.needy.insert(child);
             return;
         }
-        if let Some(least) = self.least_useful(child, true)
+        if world.settings.rotate
+            && let Some(least) = self.least_useful(child, true)
             && let Some(better) = self.pick(world, child, 1).pop()
         {
             self.unlink(world, child, least);

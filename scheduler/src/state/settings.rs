@@ -11,6 +11,8 @@ pub struct Settings {
     pub scheduler_id: String,
     /// Aimed-at number of parents of a child in one task.
     pub parents_per_child: usize,
+    /// Whether parents are replaced as a child gets on or starves; without it only those that are gone.
+    pub rotate: bool,
     /// Children that a host serves at once, over all its tasks, before others are preferred; a seed peer serves four
     /// times as many. A host may ask for another number.
     pub children_per_parent: u32,
@@ -28,6 +30,7 @@ impl Default for Settings {
         Self {
             scheduler_id: "scheduler".to_owned(),
             parents_per_child: 16,
+            rotate: true,
             children_per_parent: 128,
             lease_progress_timeout: Duration::from_secs(5),
             settle_time: Duration::from_secs(2),

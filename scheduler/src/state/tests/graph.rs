@@ -219,3 +219,30 @@ fn busy_parents_are_taken_only_if_there_are_few_others() {
     assert!(has("a") && has("b"), "better a busy parent than none");
     assert!(!has("f"), "it has the others");
 }
+
+#[test]
+fn parents_are_replaced_with_progress_unless_that_is_switched_off() {
+    for rotate in [true, false] {
+        let mut driver = Driver::new();
+        driver.on(Event::Settings(Box::new(Settings { rotate, ..Settings::default() })));
+        let held = proto::Holding {
+            task: TASK.into(),
+            length: 1 << 28,
+            leaves: 1024,
+            verified: false,
+            held: 1,
+        };
+        for n in 0..40 {
+            let peer = driver.peer(&format!("p{n}"));
+            let tasks = vec![held.clone()];
+            driver.say(peer, said::Message::Holdings(proto::Holdings { tasks, layers: vec![] }));
+        }
+        let child = driver.peer("c");
+        driver.say(child, wants());
+        let before = parents_of(&driver, "c");
+        for held in [100, 200, 300, 400] {
+            driver.say(child, got(held));
+        }
+        assert_eq!(parents_of(&driver, "c") != before, rotate);
+    }
+}
