@@ -225,13 +225,8 @@ fn parents_are_replaced_with_progress_unless_that_is_switched_off() {
     for rotate in [true, false] {
         let mut driver = Driver::new();
         driver.on(Event::Settings(Box::new(Settings { rotate, ..Settings::default() })));
-        let held = proto::Holding {
-            task: TASK.into(),
-            length: 1 << 28,
-            leaves: 1024,
-            verified: false,
-            held: 1,
-        };
+        let held =
+            proto::Holding { task: TASK.into(), length: 1 << 28, leaves: 1024, verified: false, held: 1 };
         for n in 0..40 {
             let peer = driver.peer(&format!("p{n}"));
             let tasks = vec![held.clone()];
