@@ -74,10 +74,20 @@ impl Peer {
         self.open_layer(check_diff_id(descriptor, &want)?).await
     }
 
-    /// A layer that is in the store, without any network.
+    /// A layer whose index and table are in the store: the leaves that are held can be read without any network. Leaves
+    /// that are not come from peers that have them; if nobody does, [`Self::layer`] has them made.
     pub async fn local_layer(&self, blob: &Digest) -> Option<Layer> {
-        let descriptor = self.store().layer(blob)?;
+        let descriptor = self.store().known_layer(blob)?;
         self.open_layer(descriptor).await.ok()
+    }
+
+    /// Takes a layer and its bytes out of the store; whoever waits for its leaves gets an error. Returns the bytes.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub async fn remove_layer(&self, blob: &Digest) -> Result<u64, TaskError> {
+        let (store, blob) = (self.store().clone(), blob.clone());
+        blocking(move || store.remove_layer(&blob)).await
     }
 
     /// Opens a layer of which only the descriptor and the leaf table are known.

@@ -29,8 +29,8 @@ pub(super) struct Inner {
     pub(super) queue: Arc<Queue>,
     pub(super) host_id: String,
     pub(super) evictions: broadcast::Sender<TaskId>,
-    tasks: Mutex<HashMap<TaskId, Arc<Record>>>,
-    layers: Mutex<HashMap<Digest, LayerDescriptor>>,
+    pub(super) tasks: Mutex<HashMap<TaskId, Arc<Record>>>,
+    pub(super) layers: Mutex<HashMap<Digest, LayerDescriptor>>,
     /// The latest time of use that was given out.
     clock: AtomicU64,
 }
@@ -131,44 +131,6 @@ impl Inner {
         self.evictions.send(id.clone()).ok();
     }
 
-    pub(super) fn put_layer(&self, descriptor: &LayerDescriptor) {
-        let mut layers = self.layers.lock();
-        let before = layers.insert(descriptor.blob.clone(), descriptor.clone());
-        if before.as_ref() != Some(descriptor) {
-            self.queue.layer(&descriptor.blob, Some(descriptor.clone()));
-        }
-    }
-
-    /// A layer all of whose parts are here and verified.
-    pub(super) fn layer(&self, blob: &Digest) -> Option<LayerDescriptor> {
-        let descriptor = self.layers.lock().get(blob).cloned()?;
-        self.is_whole(&descriptor).then_some(descriptor)
-    }
-
-    pub(super) fn layers(&self) -> Vec<LayerDescriptor> {
-        let mut layers: Vec<_> = self.layers.lock().values().cloned().collect();
-        layers.retain(|descriptor| self.is_whole(descriptor));
-        layers
-    }
-
-    fn is_whole(&self, descriptor: &LayerDescriptor) -> bool {
-        let tasks = self.tasks.lock();
-        let verified = |id: &TaskId| tasks.get(id).is_some_and(|record| record.is_verified());
-        parts(descriptor).iter().all(verified)
-    }
-
-    /// Forgets the layers that lost the last of their parts.
-    fn forget_layers(&self, tasks: &HashMap<TaskId, Arc<Record>>, lost: &TaskId) {
-        self.layers.lock().retain(|blob, descriptor| {
-            let parts = parts(descriptor);
-            let keep = !parts.contains(lost) || parts.iter().any(|part| tasks.contains_key(part));
-            if !keep {
-                self.queue.layer(blob, None);
-            }
-            keep
-        });
-    }
-
     /// A time of use later than all before it: microseconds since 1970 unless the clock was set back.
     fn now(&self) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -176,15 +138,6 @@ impl Inner {
         let before = self.clock.fetch_max(now, Ordering::Relaxed);
         if before < now { now } else { self.clock.fetch_add(1, Ordering::Relaxed).wrapping_add(1) }
     }
-}
-
-/// The tasks that make a layer usable.
-pub(super) fn parts(descriptor: &LayerDescriptor) -> [TaskId; 3] {
-    [
-        TaskId::of_digest(&descriptor.index),
-        TaskId::of_digest(&descriptor.table),
-        TaskId::of_leaves(&descriptor.table),
-    ]
 }
 
 /// Deletes a record's data file. If that fails, the next start does it: no row speaks of the file.

@@ -15,6 +15,7 @@ mod directory;
 mod entry;
 mod error;
 mod inner;
+mod layers;
 mod leaves;
 mod metadata;
 mod queue;
@@ -106,8 +107,8 @@ impl Store {
     /// A task's entry, empty if it is new. Evicts what is necessary to hold all of it.
     ///
     /// # Errors
-    /// [`StoreError::OtherGeometry`] if it is there with another geometry; [`StoreError::Full`] if it could never be held
-    /// completely as things are.
+    /// [`StoreError::OtherGeometry`] if it is there with another geometry and verified or pinned; [`StoreError::Full`] if it
+    /// could never be held completely as things are.
     pub fn create(&self, id: &TaskId, geometry: Geometry) -> Result<Arc<Entry>, StoreError> {
         self.inner.queue.check_open()?;
         if geometry.len() > MAX_LEN {
@@ -121,10 +122,14 @@ impl Store {
                 self.inner.put_in(record.clone()).map_or_else(|first| first, |()| record)
             }
         };
-        if record.geometry != geometry {
+        if record.geometry == geometry {
+            return Ok(self.entry(record));
+        }
+        // Whoever said how long it is was wrong then, or is now; what was never checked is no reason to refuse.
+        if record.is_verified() || self.inner.take_out(&record, true).is_none() {
             return Err(StoreError::OtherGeometry(id.clone()));
         }
-        Ok(self.entry(record))
+        self.create(id, geometry)
     }
 
     /// Takes a task out, also a pinned one. Nothing happens if it is not there.
@@ -196,14 +201,31 @@ impl Store {
         self.inner.layers()
     }
 
-    /// Remembers a layer's descriptor as long as any of its parts is here. Does not block.
+    /// Remembers a layer's descriptor as long as any of its parts is here. One that was known by another table gives way:
+    /// what only it needs is dropped unless it is pinned.
     pub fn put_layer(&self, descriptor: &LayerDescriptor) {
         self.inner.put_layer(descriptor);
+    }
+
+    /// Takes a layer out: its descriptor, and index, table and leaves unless another layer has them too; also pinned
+    /// ones. Returns the bytes that they took. Nothing happens if it is not known.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`].
+    pub fn remove_layer(&self, blob: &Digest) -> Result<u64, StoreError> {
+        self.inner.queue.check_open()?;
+        Ok(self.inner.remove_layer(blob))
     }
 
     /// A layer's descriptor, if index, table and leaves are all here and verified. Does not block.
     pub fn layer(&self, blob: &Digest) -> Option<LayerDescriptor> {
         self.inner.layer(blob)
+    }
+
+    /// A layer's descriptor, if index and table are here and verified: what is held of its leaves can be used without
+    /// anybody. Does not block.
+    pub fn known_layer(&self, blob: &Digest) -> Option<LayerDescriptor> {
+        self.inner.known_layer(blob)
     }
 
     /// Tells of tasks that are gone without [`Self::remove`]: evicted, or their file was lost. By the time that it is

@@ -9,7 +9,7 @@ use std::{collections::HashSet, fs, io, path::Path, sync::Arc};
 use super::{
     StoreError,
     directory::Directory,
-    inner::parts,
+    layers::parts,
     metadata::{Loaded, LoadedTask},
     queue::Queue,
     record::Record,

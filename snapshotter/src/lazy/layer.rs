@@ -262,12 +262,17 @@ impl LazyLayer {
     async fn stored_leaf(&self, leaf: u32, class: Class) -> Result<Bytes, TaskError> {
         let leaves = self.open_leaves().await?;
         let stored = leaves.leaf(leaf, class).await;
-        if stored.is_err() {
-            // A failed task stays failed: the next attempt opens a new one.
-            let mut slot = self.leaves.lock().await;
-            slot.take_if(|current| Arc::ptr_eq(current, &leaves));
+        let Err(error) = stored else { return stored };
+        // A failed task stays failed: the next attempt opens a new one.
+        self.leaves.lock().await.take_if(|current| Arc::ptr_eq(current, &leaves));
+        match error {
+            // This peer knows the layer, but nobody has the leaf: the layer has to be made once more.
+            TaskError::NotFound(_) => {
+                let open = self.checked(self.engine.layer(&self.reference).await?)?;
+                open.leaves.leaf(leaf, class).await
+            }
+            error => Err(error),
         }
-        stored
     }
 
     async fn open_leaves(&self) -> Result<Arc<dyn Leaves>, TaskError> {
@@ -279,16 +284,21 @@ impl LazyLayer {
             Some(open) => open,
             None => self.engine.layer(&self.reference).await?,
         };
-        if !self.fits(&open) {
-            return Err(TaskError::Local(
-                "the layer is published with other leaves than the mounted ones".into(),
-            ));
-        }
+        let open = self.checked(open)?;
         if self.filling.load(Ordering::Relaxed) {
             open.leaves.fill();
         }
         *slot = Some(open.leaves.clone());
         Ok(open.leaves)
+    }
+
+    fn checked(&self, open: OpenLayer) -> Result<OpenLayer, TaskError> {
+        if !self.fits(&open) {
+            return Err(TaskError::Local(
+                "the layer is published with other leaves than the mounted ones".into(),
+            ));
+        }
+        Ok(open)
     }
 
     fn fits(&self, open: &OpenLayer) -> bool {
