@@ -108,6 +108,7 @@ fn a_task_has_one_geometry() {
     let entry = sample.create(&store);
     sample.write(&entry, 0);
     assert!(sample.create(&store).has(0), "create returns what is there");
+    entry.mark_verified().unwrap();
     let other = store.create(&sample.id, Geometry::Fixed { len: 101 });
     assert!(matches!(other, Err(StoreError::OtherGeometry(_))));
     let endless = store.create(&Sample::blob(2, 1).id, Geometry::Fixed { len: u64::MAX });
