@@ -112,7 +112,7 @@ fn a_pull_survives_the_death_of_its_parent() -> Result<()> {
         pull_while(child, &tiny, death).await?;
 
         let metrics = child.peer.service.metrics().await?;
-        assert!(metrics.received_from("Peer") > 0 && metrics.received_from("Origin") > 0);
+        assert!(metrics.received_from("peer") > 0 && metrics.received_from("origin") > 0);
         Ok(())
     })
 }

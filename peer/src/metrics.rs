@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use darter_service::Registry;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
 };
 
@@ -19,15 +19,7 @@ pub struct PeerMetrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
-    source: SourceLabel,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum SourceLabel {
-    Local,
-    Peer,
-    Seed,
-    Origin,
+    source: &'static str,
 }
 
 impl PeerMetrics {
@@ -61,10 +53,10 @@ impl PeerMetrics {
 
     fn counter(&self, from: From) -> Counter<u64, AtomicU64> {
         let source = match from {
-            From::Local => SourceLabel::Local,
-            From::Peer => SourceLabel::Peer,
-            From::Seed => SourceLabel::Seed,
-            From::Origin => SourceLabel::Origin,
+            From::Local => "local",
+            From::Peer => "peer",
+            From::Seed => "seed",
+            From::Origin => "origin",
         };
         self.received.get_or_create_owned(&Labels { source })
     }

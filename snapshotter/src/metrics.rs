@@ -2,7 +2,7 @@
 
 use darter_service::Registry;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
 };
 
@@ -24,11 +24,11 @@ pub(crate) struct Metrics {
 /// Labels of a read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReadLabels {
-    pub(crate) result: ReadResult,
+    result: &'static str,
 }
 
 /// Whether a read found its bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReadResult {
     /// They were here.
     Hit,
@@ -39,11 +39,11 @@ pub(crate) enum ReadResult {
 /// Labels of a prepare.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct PrepareLabels {
-    pub(crate) outcome: PrepareOutcome,
+    outcome: &'static str,
 }
 
 /// What became of a layer that could have been lazy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PrepareOutcome {
     /// It is mounted when it is used.
     Lazy,
@@ -69,10 +69,18 @@ impl Metrics {
     }
 
     pub(crate) fn read(&self, result: ReadResult) {
+        let result = match result {
+            ReadResult::Hit => "hit",
+            ReadResult::Miss => "miss",
+        };
         self.reads.get_or_create(&ReadLabels { result }).inc();
     }
 
     pub(crate) fn prepare(&self, outcome: PrepareOutcome) {
+        let outcome = match outcome {
+            PrepareOutcome::Lazy => "lazy",
+            PrepareOutcome::Plain => "plain",
+        };
         self.prepares.get_or_create(&PrepareLabels { outcome }).inc();
     }
 }

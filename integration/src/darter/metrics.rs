@@ -28,7 +28,7 @@ impl Metrics {
             .sum()
     }
 
-    /// Bytes that a peer has got from one kind of source: `Local`, `Peer`, `Seed` or `Origin`.
+    /// Bytes that a peer has got from one kind of source: `local`, `peer`, `seed` or `origin`.
     pub fn received_from(&self, source: &str) -> u64 {
         self.sum("darter_peer_received_bytes_total", &[("source", source)]) as u64
     }
@@ -40,8 +40,8 @@ mod tests {
 
     const TEXT: &str = "\
 # HELP darter_peer_received_bytes Bytes.
-darter_peer_received_bytes_total{source=\"Peer\"} 40
-darter_peer_received_bytes_total{source=\"Seed\"} 2
+darter_peer_received_bytes_total{source=\"peer\"} 40
+darter_peer_received_bytes_total{source=\"seed\"} 2
 darter_peer_received_bytes_created 9
 # EOF
 ";
@@ -49,8 +49,8 @@ darter_peer_received_bytes_created 9
     #[test]
     fn samples_are_summed_up_by_label() {
         let metrics = Metrics::parse(TEXT);
-        assert_eq!(metrics.received_from("Peer"), 40);
-        assert_eq!(metrics.received_from("Origin"), 0);
+        assert_eq!(metrics.received_from("peer"), 40);
+        assert_eq!(metrics.received_from("origin"), 0);
         assert_eq!(metrics.sum("darter_peer_received_bytes_total", &[]), 42.0);
     }
 }

@@ -1,7 +1,7 @@
 //! What the transfer counts.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
@@ -25,24 +25,12 @@ pub struct TransferMetrics {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct To {
-    direction: Direction,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Direction {
-    Sent,
-    Received,
+    direction: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct With {
-    with: Partner,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Partner {
-    Child,
-    Parent,
+    with: &'static str,
 }
 
 impl TransferMetrics {
@@ -55,10 +43,10 @@ impl TransferMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let (bytes, connections) = (Family::<To, Counter>::default(), Family::<With, Gauge>::default());
         let metrics = Self {
-            sent: bytes.get_or_create_owned(&To { direction: Direction::Sent }),
-            received: bytes.get_or_create_owned(&To { direction: Direction::Received }),
-            children: connections.get_or_create_owned(&With { with: Partner::Child }),
-            parents: connections.get_or_create_owned(&With { with: Partner::Parent }),
+            sent: bytes.get_or_create_owned(&To { direction: "sent" }),
+            received: bytes.get_or_create_owned(&To { direction: "received" }),
+            children: connections.get_or_create_owned(&With { with: "child" }),
+            parents: connections.get_or_create_owned(&With { with: "parent" }),
             queued: Gauge::default(),
             refused: Counter::default(),
         };

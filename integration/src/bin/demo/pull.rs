@@ -32,9 +32,9 @@ pub(crate) async fn show(cluster: &Cluster, subject: &Subject) -> Result<Ordinar
         table.row([
             format!("node {number}"),
             seconds(pull),
-            megabytes(metrics.received_from("Peer")),
-            megabytes(metrics.received_from("Seed")),
-            megabytes(metrics.received_from("Origin")),
+            megabytes(metrics.received_from("peer")),
+            megabytes(metrics.received_from("seed")),
+            megabytes(metrics.received_from("origin")),
             match &subject.made {
                 Some(_) => megabytes(cluster.registry.traffic_since(mark).await.bytes()),
                 None => "unknown".to_owned(),
