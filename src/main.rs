@@ -83,7 +83,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Peer(role) => {
                 let config: peer::PeerRole = darter_service::config::load(&role.config)?;
                 telemetry::init(&config.log)?;
-                peer::run(config, shutdown::on_signals()?).await
+                peer::run(config, &role.config, shutdown::on_signals()?).await
             }
             Command::Get(get) => get.run().await,
             Command::Image(image) => image.run().await,

@@ -1,18 +1,26 @@
 //! `darter peer`: joins the engine with the proxy, the snapshotter and the layer maker.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use darter_peer::Peer;
+use darter_proxy::Server;
 use darter_service::{
     Registry,
     admin::{self, Readiness},
-    listen,
+    config, listen,
     telemetry::LogConfig,
 };
 use darter_snapshotter::{Snapshotter, layer::Maker};
 use serde::Deserialize;
-use tokio::task::JoinSet;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 /// The configuration file of a peer or seed peer.
@@ -43,7 +51,10 @@ impl Default for PeerRole {
     }
 }
 
-pub(crate) async fn run(config: PeerRole, shutdown: CancellationToken) -> anyhow::Result<()> {
+/// Runs until shutdown. `path` is the configuration file, of which SIGHUP reads the registries, credentials and rules
+/// anew.
+pub(crate) async fn run(config: PeerRole, path: &Path, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let hangups = signal(SignalKind::hangup()).context("handling SIGHUP")?;
     let mut metrics = Registry::default();
     let ready = Readiness::new(["peer"]);
     let admin = listen::bind("metrics and health", config.admin.listen).await?;
@@ -55,12 +66,19 @@ pub(crate) async fn run(config: PeerRole, shutdown: CancellationToken) -> anyhow
     let peer =
         Peer::start(config.peer, maker, &mut metrics, shutdown.clone()).await.context("starting the peer")?;
     let mut services: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let mut server = None;
     if let Some((listener, proxy)) = proxy {
         let address = listener.local_addr()?.to_string();
         peer.add_status(Box::new(move |status| status.proxy_address.clone_from(&address)));
-        let serving = darter_proxy::serve(listener, proxy, peer.clone(), &mut metrics, shutdown.clone());
-        services.spawn(async move { serving.await.context("the proxy failed") });
+        let proxy = Server::new(proxy, peer.clone(), &mut metrics)?;
+        server = Some(proxy.clone());
+        let until = shutdown.clone();
+        services.spawn(async move {
+            proxy.serve(listener, until).await;
+            Ok(())
+        });
     }
+    services.spawn(reload(hangups, path.to_owned(), peer.clone(), server, shutdown.clone()));
     if let Some(snapshotter) = config.snapshotter {
         let socket = snapshotter.socket.display().to_string();
         let snapshotter = Snapshotter::start(&snapshotter, peer.clone(), &mut metrics).await?;
@@ -90,4 +108,30 @@ pub(crate) async fn run(config: PeerRole, shutdown: CancellationToken) -> anyhow
     }
     peer.stopped().await;
     failure.map_or(Ok(()), Err)
+}
+
+/// Takes what can be changed while running from the configuration file at every SIGHUP.
+async fn reload(
+    mut hangups: Signal,
+    path: PathBuf,
+    peer: Peer,
+    proxy: Option<Server>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    while let Some(Some(())) = shutdown.run_until_cancelled(hangups.recv()).await {
+        let taken = || -> anyhow::Result<()> {
+            let config: PeerRole = config::load(&path)?;
+            if let (Some(server), Some(config)) = (&proxy, &config.proxy) {
+                server.reload(config)?;
+            }
+            Ok(peer.reload(&config.peer)?)
+        };
+        match taken() {
+            Ok(()) => {
+                tracing::info!("registries, credentials and rules were read anew; all else needs a restart")
+            }
+            Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+        }
+    }
+    Ok(())
 }

@@ -49,6 +49,7 @@ fn summary(status: &StatusReply) -> String {
         ("to peers", BinaryBytes(bytes.uploaded).to_string()),
         ("tasks", format!("{}, {running} running", status.tasks.len())),
         ("layers", status.layers.len().to_string()),
+        ("insecure", or_none(&status.insecure_registries.join(" "))),
     ]
     .map(|(name, value)| format!("{name:<16} {value}\n"))
     .concat()

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::{
     limits::LimitsConfig,
-    origin::{OriginConfig, RegistryConfig},
+    origin::{CredentialsConfig, OriginConfig, RegistryConfig},
     store::StoreConfig,
     transfer::TransferConfig,
 };
@@ -43,6 +43,8 @@ pub struct Config {
     pub origin: OriginConfig,
     /// Where registries are reached, by their name in image references.
     pub registries: BTreeMap<String, RegistryConfig>,
+    /// Where credentials for registries are besides there.
+    pub credentials: CredentialsConfig,
     /// Limits of the whole host; the cluster's, where it sets some, take their place.
     pub limits: LimitsConfig,
 }
@@ -83,6 +85,7 @@ impl Default for Config {
             transfer: TransferConfig::default(),
             origin: OriginConfig::default(),
             registries: BTreeMap::new(),
+            credentials: CredentialsConfig::default(),
             limits: LimitsConfig::default(),
         }
     }

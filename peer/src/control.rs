@@ -177,6 +177,7 @@ impl Peer {
             }),
             store_bytes: store.used(),
             store_quota: store.quota(),
+            insecure_registries: self.registries().insecure(),
             tasks: tasks.collect(),
             ..StatusReply::default()
         };

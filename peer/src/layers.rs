@@ -257,7 +257,7 @@ impl Peer {
             .clone()
             .ok_or_else(|| TaskError::LayerRefused("this peer makes no layers".to_owned()))?;
         let _permit = self.inner.makes.acquire().await.map_err(|_| TaskError::Cancelled)?;
-        let id = TaskId::of_digest(&want.blob);
+        let id = self.registries().task(&want.source.url, &want.blob);
         let content = self.open(Want { id, source: Some(want.source.clone()), class: Class::Stream }).await?;
         let len = content.geometry().await?.len();
         let reader = StreamReader::new(Box::pin(content.read(0..len).map_err(io::Error::from)));

@@ -92,9 +92,6 @@ pub enum StartError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The client for origins cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
     /// A registry's configuration cannot be used.
     #[error(transparent)]
     Registries(#[from] RegistryError),
@@ -133,8 +130,9 @@ impl Peer {
             .await
             .map_err(|_| StartError::Stopped)??;
         let limits = Limits::new(&config.limits);
-        let registries = Registries::new(&config.registries)?;
-        let origin = Origin::new(&config.origin, registries.clone(), limits.clone())?;
+        let registries = Registries::with_credentials(&config.registries, &config.credentials)?;
+        warn_insecure(&registries);
+        let origin = Origin::new(&config.origin, registries.clone(), limits.clone());
         let listener = listen::bind("transfers to other peers", config.transfer.listen).await?;
         let listening = listener.local_addr().unwrap_or(config.transfer.listen);
         let transfer_address = advertised(config.transfer.advertise, listening).to_string();
@@ -172,7 +170,15 @@ impl Peer {
         let inner = Arc::new(Inner {
             makes: Semaphore::new(config.makes.max(1)),
             registries,
-            means: Means { store, origin, pool, session, metrics, demand: DemandClock::default() },
+            means: Means {
+                store,
+                origin,
+                pool,
+                session,
+                metrics,
+                demand: DemandClock::default(),
+                silent: Arc::default(),
+            },
             config,
             limits,
             maker,
@@ -274,6 +280,16 @@ impl Peer {
     /// Where registries are reached.
     pub fn registries(&self) -> &Registries {
         &self.inner.registries
+    }
+
+    /// Takes the registries and credentials of another configuration, for everything that is asked from now on.
+    ///
+    /// # Errors
+    /// The first registry that cannot be used; then nothing changes.
+    pub fn reload(&self, config: &Config) -> Result<(), RegistryError> {
+        self.registries().reload(&config.registries, &config.credentials)?;
+        warn_insecure(self.registries());
+        Ok(())
     }
 
     /// The counters.
@@ -417,6 +433,15 @@ impl Peer {
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
             }
         }
+    }
+}
+
+fn warn_insecure(registries: &Registries) {
+    for registry in registries.insecure() {
+        tracing::warn!(
+            registry,
+            "its certificate is not checked, as its configuration says (insecure = true)"
+        );
     }
 }
 

@@ -12,11 +12,17 @@ pub const PIECE_LEN: u64 = 4 * 1024 * 1024;
 
 /// Names one content being distributed; equal ids mean equal bytes, in the whole cluster.
 ///
-/// `sha256:…`, `sha512:…` and `blake3:…` are contents known by their digest; `leaves:…` are the leaves of a layer,
-/// named by their leaf table's root; `url:…` is a URL's content in the version its origin described.
-/// Only letters, digits, `:` and `-` occur, 160 characters at most.
+/// `sha256:…`, `sha512:…` and `blake3:…` are contents known by their digest, those of registries with a `-` and the
+/// pool that they came from behind it; `leaves:…` are the leaves of a layer, named by their leaf table's root; `url:…`
+/// is a URL's content in the version its origin described.
+/// Only letters, digits, `:` and `-` occur, [`MAX_ID_LEN`] characters at most.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TaskId(Arc<str>);
+
+/// Longest task id: a SHA-512 digest in a pool has 168 characters.
+const MAX_ID_LEN: usize = 200;
+/// Hexadecimal digits that stand for a pool in a task id: 128 bits, so that nobody finds a second name for a pool.
+const POOL_LEN: usize = 32;
 
 /// A string that is not a task id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,11 +32,11 @@ pub struct InvalidTaskId(String);
 impl TaskId {
     /// Checks a task id that came from outside.
     pub fn parse(id: &str) -> Result<Self, InvalidTaskId> {
-        let invalid = || InvalidTaskId(id.chars().take(160).collect());
+        let invalid = || InvalidTaskId(id.chars().take(MAX_ID_LEN).collect());
         let (kind, rest) = id.split_once(':').ok_or_else(invalid)?;
         let known = matches!(kind, "sha256" | "sha512" | "blake3" | "leaves" | "url");
         let plain = rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-        if !known || rest.is_empty() || id.len() > 160 || !plain {
+        if !known || rest.is_empty() || id.len() > MAX_ID_LEN || !plain {
             return Err(invalid());
         }
         Ok(Self(id.into()))
@@ -39,6 +45,13 @@ impl TaskId {
     /// The task of a content known by its digest.
     pub fn of_digest(digest: &Digest) -> Self {
         Self(digest.to_string().into())
+    }
+
+    /// The task of a content known by its digest that came from a registry of `pool`. What came from another pool is
+    /// another task, so that nobody gets it who only knows its digest.
+    pub fn in_pool(pool: &str, digest: &Digest) -> Self {
+        let tag = blake3::hash(pool.as_bytes()).to_hex();
+        Self(format!("{digest}-{}", tag.get(..POOL_LEN).unwrap_or(&tag)).into())
     }
 
     /// The task of a layer's leaves, `root` being the BLAKE3 digest of its encoded leaf table.
@@ -55,7 +68,7 @@ impl TaskId {
 
     /// The digest of the whole content, if the id is one.
     pub fn digest(&self) -> Option<Digest> {
-        self.0.parse().ok()
+        self.0.split_once('-').map_or(&*self.0, |(digest, _)| digest).parse().ok()
     }
 
     /// The id as text.
@@ -186,6 +199,11 @@ mod tests {
     fn ids_from_outside_are_checked() {
         let good = TaskId::of_digest(&Digest::sha256(b"x"));
         assert_eq!(TaskId::parse(good.as_str()).unwrap(), good);
+        let digest: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
+        let pooled = TaskId::in_pool("docker.io", &digest);
+        assert_eq!(TaskId::parse(pooled.as_str()).unwrap(), pooled);
+        assert_eq!(pooled.digest(), Some(digest.clone()));
+        assert_ne!(pooled, TaskId::in_pool("evil.example", &digest));
         for bad in
             ["", "sha256", "sha256:", "path:x", "url:../x", "url:a b", &format!("url:{}", "a".repeat(200))]
         {

@@ -1,15 +1,14 @@
 //! Who may read what: the origin's word, remembered for a short time.
 //!
-//! A read of a content is allowed if the origin let this caller read this repository a moment ago, and the content is
-//! known to be in that repository. Else the origin is asked for this very content with the caller's own credentials.
+//! A read of a content is allowed if the origin let this caller read this repository a moment ago, and said as lately
+//! that the content is in it. Else the origin is asked for this very content with the caller's own credentials. What a
+//! manifest says about contents counts for nothing: not every registry checks what is pushed to it. And an origin's
+//! word counts for contents of its own pool only, because others are other tasks.
 //! Nothing that identifies a caller is kept: the memory holds hashes under a key that dies with the process.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use darter_peer::{
-    Digest,
-    origin::{OriginError, OriginHead},
-};
+use darter_peer::{Digest, origin::OriginError};
 use http::HeaderValue;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -39,6 +38,8 @@ pub(crate) struct Access {
     key: [u8; blake3::KEY_LEN],
     offline: Offline,
     lifetime: Duration,
+    /// How long after it was seen to be public a content is served while the origin gives no answer.
+    offline_for: Duration,
     permits: Mutex<LruCache<Hash, Instant>>,
     members: Mutex<LruCache<Hash, Member>>,
     questions: Mutex<LruCache<Hash, Arc<tokio::sync::Mutex<()>>>>,
@@ -49,16 +50,19 @@ type Hash = [u8; blake3::OUT_LEN];
 /// A content is in a repository.
 #[derive(Clone, Copy)]
 struct Member {
-    /// It was read there without credentials.
-    public: bool,
+    /// Until when that needs no new question.
+    until: Instant,
+    /// When it was last read there without credentials.
+    public: Option<Instant>,
 }
 
 impl Access {
-    pub(crate) fn new(offline: Offline, lifetime: Duration) -> Self {
+    pub(crate) fn new(offline: Offline, lifetime: Duration, offline_for: Duration) -> Self {
         Self {
             key: rand::random(),
             offline,
             lifetime,
+            offline_for,
             permits: Mutex::new(LruCache::new(PERMITS)),
             members: Mutex::new(LruCache::new(MEMBERS)),
             questions: Mutex::new(LruCache::new(QUESTIONS)),
@@ -71,7 +75,7 @@ impl Access {
         &self,
         caller: Caller<'_>,
         digest: &Digest,
-        ask: impl Future<Output = Result<OriginHead, OriginError>>,
+        ask: impl Future<Output = Result<(), OriginError>>,
     ) -> Result<(), OriginError> {
         if self.is_allowed(caller, digest) {
             return Ok(());
@@ -83,7 +87,7 @@ impl Access {
             return Ok(());
         }
         match ask.await {
-            Ok(_) => {
+            Ok(()) => {
                 self.learn(caller, [digest.clone()]);
                 Ok(())
             }
@@ -97,29 +101,31 @@ impl Access {
 
     /// Remembers that the origin let the caller read these contents of the repository.
     pub(crate) fn learn(&self, caller: Caller<'_>, digests: impl IntoIterator<Item = Digest>) {
-        self.permits.lock().put(self.permit(caller), Instant::now() + self.lifetime);
-        self.learn_members(caller, digests);
-    }
-
-    /// Remembers that these contents are in the repository, because a manifest of it says so, which the caller read.
-    pub(crate) fn learn_members(&self, caller: Caller<'_>, digests: impl IntoIterator<Item = Digest>) {
+        let now = Instant::now();
+        let until = now + self.lifetime;
+        self.permits.lock().put(self.permit(caller), until);
         let mut members = self.members.lock();
         for digest in digests {
-            let member = members.get_or_insert_mut(self.member(caller, &digest), || Member { public: false });
-            member.public |= caller.anonymous;
+            let key = self.member(caller, &digest);
+            let member = members.get_or_insert_mut(key, || Member { until, public: None });
+            member.until = until;
+            member.public = if caller.anonymous { Some(now) } else { member.public };
         }
     }
 
+    /// Whether the origin let the caller read this repository a moment ago.
+    pub(crate) fn is_permitted(&self, caller: Caller<'_>) -> bool {
+        self.permits.lock().get(&self.permit(caller)).is_some_and(|until| *until > Instant::now())
+    }
+
     fn is_allowed(&self, caller: Caller<'_>, digest: &Digest) -> bool {
-        let permitted =
-            self.permits.lock().get(&self.permit(caller)).is_some_and(|until| *until > Instant::now());
-        permitted && self.members.lock().get(&self.member(caller, digest)).is_some()
+        let member = self.members.lock().get(&self.member(caller, digest)).copied();
+        member.is_some_and(|member| member.until > Instant::now()) && self.is_permitted(caller)
     }
 
     fn is_served_offline(&self, caller: Caller<'_>, digest: &Digest) -> bool {
-        let public =
-            self.members.lock().get(&self.member(caller, digest)).is_some_and(|member| member.public);
-        public || self.offline == Offline::Open
+        let public = self.members.lock().get(&self.member(caller, digest)).and_then(|member| member.public);
+        public.is_some_and(|seen| seen.elapsed() < self.offline_for) || self.offline == Offline::Open
     }
 
     fn permit(&self, caller: Caller<'_>) -> Hash {

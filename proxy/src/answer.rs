@@ -25,6 +25,21 @@ pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-co
 
 /// The body of an answer; an error in it breaks the connection.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
+/// Whether peers took part in an answer, and why or why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    pub(crate) p2p: bool,
+    pub(crate) why: &'static str,
+}
+
+impl Verdict {
+    /// Notes it with an answer, for the log and the counters.
+    pub(crate) fn put(self, mut response: Response<Body>) -> Response<Body> {
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
 /// Why a body broke.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -108,6 +123,27 @@ impl Failure {
     pub(crate) fn read_only() -> Self {
         let message = "this is a mirror for pulling; push to the registry itself";
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "UNSUPPORTED", message)
+    }
+
+    /// A rule says so.
+    pub(crate) fn denied() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "DENIED", "this proxy's rules refuse it")
+    }
+
+    /// The forward proxy is not in use.
+    pub(crate) fn forward_is_off() -> Self {
+        let message = "this is a registry mirror; proxy.forward.enable makes it a forward proxy too";
+        Self::new(StatusCode::FORBIDDEN, "UNSUPPORTED", message)
+    }
+
+    /// A request for a URL that is none.
+    pub(crate) fn bad_url() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", "this is no URL that can be asked")
+    }
+
+    /// A file became another one while it was asked for.
+    pub(crate) fn changed() -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "UNKNOWN", "the file changed while it was asked for")
     }
 
     /// The answer as it is sent.

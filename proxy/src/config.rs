@@ -5,6 +5,8 @@ use std::{net::SocketAddr, time::Duration};
 use darter_service::config::duration;
 use serde::{Deserialize, Serialize};
 
+use crate::rules::RuleConfig;
+
 /// How the proxy serves container runtimes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -20,11 +22,22 @@ pub struct Config {
     /// Longest time in which the origin must say whether a caller may read a content.
     #[serde(with = "duration")]
     pub check_timeout: Duration,
-    /// How long the origin's permission for a caller and a repository is remembered.
+    /// How long the origin's word is remembered: that a caller may read a repository, and that a content is in it.
     #[serde(with = "duration")]
     pub auth_cache: Duration,
     /// What is served while the origin cannot be asked whether the caller may read it.
     pub offline: Offline,
+    /// How long after the origin was last asked a content counts as public while it cannot be asked.
+    #[serde(with = "duration")]
+    pub offline_for: Duration,
+    /// How old an answer for a tag may be that is given while the origin gives none; 0 for never.
+    #[serde(with = "duration")]
+    pub stale_tags: Duration,
+    /// What goes through peers, what only to its origin, what nowhere. The first rule that fits decides. Without one
+    /// the contents of registries come through peers, and what the forward proxy is asked for does not.
+    pub rules: Vec<RuleConfig>,
+    /// Serving requests for whole URLs (`HTTP_PROXY`), and `CONNECT`.
+    pub forward: ForwardConfig,
     /// A runtime that takes no byte of its answer for so long is given up.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
@@ -33,6 +46,22 @@ pub struct Config {
     /// How long running answers may take after shutdown.
     #[serde(with = "duration")]
     pub drain_timeout: Duration,
+}
+
+/// The forward proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ForwardConfig {
+    /// Whether there is one.
+    pub enable: bool,
+    /// Ports that `CONNECT` may lead to.
+    pub ports: Vec<u16>,
+}
+
+impl Default for ForwardConfig {
+    fn default() -> Self {
+        Self { enable: false, ports: vec![80, 443] }
+    }
 }
 
 /// What is served while the origin cannot be asked whether the caller may read it.
@@ -54,6 +83,10 @@ impl Default for Config {
             check_timeout: Duration::from_secs(5),
             auth_cache: Duration::from_secs(60),
             offline: Offline::PublicOnly,
+            offline_for: Duration::from_secs(24 * 3600),
+            stale_tags: Duration::ZERO,
+            rules: Vec::new(),
+            forward: ForwardConfig::default(),
             write_timeout: Duration::from_secs(300),
             connections: 1024,
             drain_timeout: Duration::from_secs(30),

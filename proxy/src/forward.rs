@@ -2,10 +2,11 @@
 
 use darter_peer::Digest;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{
-        ACCEPT, AUTHORIZATION, CONNECTION, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, PROXY_AUTHENTICATE,
-        RANGE, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        ACCEPT, AUTHORIZATION, CONNECTION, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LINK,
+        PROXY_AUTHENTICATE, RANGE, SET_COOKIE, STRICT_TRANSPORT_SECURITY, TE, TRAILER, TRANSFER_ENCODING,
+        UPGRADE,
     },
     request::Parts,
 };
@@ -13,7 +14,7 @@ use http::{
 use crate::{
     answer::{self, Body, CONTENT_DIGEST, Failure, SOURCE},
     proxy::Proxy,
-    route::{Forward, Kind},
+    route::{self, Forward, Kind, Named, Naming},
 };
 
 /// Headers of a request that the origin gets.
@@ -34,14 +35,29 @@ const KEPT_BACK: [HeaderName; 10] = [
 ];
 
 impl Proxy {
-    /// Passes a request on. An answered tag tells that the caller may read the repository.
+    /// Passes a request on. An answered tag tells that the caller may read the repository, and what the tag stands for.
     pub(crate) async fn forward(&self, parts: &Parts, forward: &Forward) -> Result<Response<Body>, Failure> {
-        let response = self.pass(parts, &forward.registry, &forward.path).await?;
-        if let Some(repository) = &forward.tag_of
-            && response.status().is_success()
+        let passed = self.pass(parts, &forward.registry, &forward.path).await;
+        let (Forward { registry, path, naming, .. }, Some(repository)) = (forward, &forward.tag_of) else {
+            return Ok(with_local_links(passed?, &forward.registry, forward.naming));
+        };
+        let status = passed.as_ref().map_or_else(|failure| failure.status, Response::status);
+        if (status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS)
+            && let Some(digest) = self.tags.stale(registry, path)
         {
-            let caller = self.caller(parts, &forward.registry, repository);
-            self.access.learn(caller, digest(response.headers()));
+            tracing::info!(
+                registry,
+                path,
+                "answered as when the origin was last asked, as `stale_tags` allows"
+            );
+            let (registry, repository) = (registry.clone(), repository.clone());
+            return self.content(parts, &Named { registry, repository, kind: Kind::Manifest, digest }).await;
+        }
+        let response = with_local_links(passed?, registry, *naming);
+        if response.status().is_success() {
+            let digest = digest(response.headers());
+            self.access.learn(self.caller(parts, registry, repository), digest.clone());
+            digest.into_iter().for_each(|digest| self.tags.learn(registry, path, digest));
         }
         Ok(response)
     }
@@ -69,6 +85,17 @@ impl Proxy {
         response.headers_mut().insert(SOURCE, HeaderValue::from_static("origin"));
         Ok(response)
     }
+}
+
+/// The answer with links that lead back here.
+fn with_local_links(mut response: Response<Body>, registry: &str, naming: Naming) -> Response<Body> {
+    let headers = response.headers_mut();
+    let link = headers.get(LINK).and_then(|link| link.to_str().ok());
+    let local = link.and_then(|link| route::localized(link, registry, naming));
+    if let Some(local) = local.and_then(|local| HeaderValue::try_from(local).ok()) {
+        headers.insert(LINK, local);
+    }
+    response
 }
 
 fn only(headers: &HeaderMap, keep: impl Fn(&HeaderName) -> bool) -> HeaderMap {

@@ -1,4 +1,4 @@
-//! The OCI registry proxy: a mirror for container runtimes on top of the peer.
+//! The OCI registry proxy: a mirror for container runtimes on top of the peer, and a forward proxy for all else.
 //!
 //! It speaks the pull side of the OCI distribution specification. Tags, and everything that is not named by a digest,
 //! are asked at the origin; contents named by a digest come through the peer, streamed while they arrive. What it
@@ -10,7 +10,10 @@ mod access;
 mod answer;
 mod config;
 mod content;
+mod delivery;
+mod dragonfly;
 mod forward;
+mod forward_proxy;
 mod log;
 mod manifest;
 mod metrics;
@@ -18,9 +21,12 @@ mod patience;
 mod proxy;
 mod range;
 mod route;
+mod rules;
 mod server;
+mod tags;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, Offline};
-pub use server::{ServeError, serve};
+pub use config::{Config, ForwardConfig, Offline};
+pub use rules::{Action, RuleConfig, RuleError};
+pub use server::{ServeError, Server, serve};

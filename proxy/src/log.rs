@@ -6,13 +6,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Response, request::Parts};
+use darter_peer::Content;
+use http::{Method, Response};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
 use crate::{
-    answer::{Body, BodyError, SOURCE},
-    metrics::{Metrics, RequestLabels, SourceLabels},
+    answer::{Body, BodyError, SOURCE, Verdict},
+    forward_proxy,
+    metrics::{DecisionLabels, Metrics, RequestLabels, SourceLabels},
+    proxy::Target,
     route::{Kind, Route},
 };
 
@@ -32,6 +35,9 @@ pub(crate) struct Logged {
     line: Line,
     status: u16,
     source: &'static str,
+    verdict: Verdict,
+    /// Knows where its bytes came from, if the answer is one of a task.
+    content: Option<Content>,
     bytes: u64,
     end: End,
 }
@@ -46,29 +52,29 @@ enum End {
 }
 
 impl Line {
-    pub(crate) fn new(parts: &Parts, route: Option<&Route>, metrics: Metrics) -> Self {
-        let (name, registry) = match route {
-            Some(Route::Ping) => ("ping", ""),
-            Some(Route::Content(named)) if named.kind == Kind::Blob => ("blob", named.registry.as_str()),
-            Some(Route::Content(named)) => ("manifest", named.registry.as_str()),
-            Some(Route::Forward(forward)) if forward.tag_of.is_some() => ("tag", forward.registry.as_str()),
-            Some(Route::Forward(forward)) => ("other", forward.registry.as_str()),
-            None => ("refused", ""),
+    pub(crate) fn new(method: &Method, path: &str, target: Option<&Target>, metrics: Metrics) -> Self {
+        let short = |text: &str| text.chars().take(512).collect::<String>();
+        let (route, registry) = match target {
+            Some(Target::Mirror(Route::Ping)) => ("ping", String::new()),
+            Some(Target::Mirror(Route::Content(named))) if named.kind == Kind::Blob => {
+                ("blob", short(&named.registry))
+            }
+            Some(Target::Mirror(Route::Content(named))) => ("manifest", short(&named.registry)),
+            Some(Target::Mirror(Route::Forward(forward))) if forward.tag_of.is_some() => {
+                ("tag", short(&forward.registry))
+            }
+            Some(Target::Mirror(Route::Forward(forward))) => ("other", short(&forward.registry)),
+            Some(Target::Url(url)) => ("url", short(&forward_proxy::host(url))),
+            Some(Target::Tunnel) => ("tunnel", short(path)),
+            None => ("refused", String::new()),
         };
-        let short = |text: &str| text.chars().take(512).collect();
-        Self {
-            method: short(parts.method.as_str()),
-            route: name,
-            registry: short(registry),
-            path: short(parts.uri.path()),
-            started: Instant::now(),
-            metrics,
-        }
+        let (method, path) = (short(method.as_str()), short(path));
+        Self { method, route, registry, path, started: Instant::now(), metrics }
     }
 
     /// Follows an answer to its end.
     pub(crate) fn attach(self, response: Response<Body>) -> Response<Logged> {
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
         let source = match parts.headers.get(SOURCE).map(|source| source.as_bytes()) {
             Some(b"local") => "local",
             Some(b"peer") => "peer",
@@ -76,11 +82,41 @@ impl Line {
             Some(b"origin") => "origin",
             _ => "none",
         };
+        let verdict = parts.extensions.remove().unwrap_or(Verdict { p2p: false, why: "none" });
+        let content = parts.extensions.remove();
         let status = parts.status.as_u16();
         let labels = RequestLabels { route: self.route, status, source };
         self.metrics.requests.get_or_create(&labels).inc();
+        let labels = DecisionLabels { p2p: if verdict.p2p { "yes" } else { "no" }, why: verdict.why };
+        self.metrics.decisions.get_or_create(&labels).inc();
         let end = if body.is_end_stream() { End::Complete } else { End::Open };
-        Response::from_parts(parts, Logged { body, line: self, status, source, bytes: 0, end })
+        Response::from_parts(
+            parts,
+            Logged { body, line: self, status, source, verdict, content, bytes: 0, end },
+        )
+    }
+}
+
+impl Logged {
+    /// Counts what was sent by where it came from. Which byte of a task came from where is not known, so that the
+    /// task's shares stand for those of its readers.
+    fn count(&self) {
+        let counted = |source, bytes| {
+            if bytes > 0 {
+                self.line.metrics.bytes.get_or_create(&SourceLabels { source }).inc_by(bytes);
+            }
+        };
+        let from = self.content.as_ref().map(Content::by_source).unwrap_or_default();
+        let parts =
+            [("local", from.local), ("peer", from.peer), ("seed", from.seed), ("origin", from.origin)];
+        let total: u128 = parts.iter().map(|(_, bytes)| u128::from(*bytes)).sum();
+        if total == 0 {
+            return counted(self.source, self.bytes);
+        }
+        for (source, bytes) in parts {
+            let share = u128::from(self.bytes) * u128::from(bytes) / total;
+            counted(source, u64::try_from(share).unwrap_or(u64::MAX));
+        }
     }
 }
 
@@ -97,7 +133,6 @@ impl http_body::Body for Logged {
             Some(Ok(frame)) => {
                 let sent = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.bytes += sent;
-                self.line.metrics.bytes.get_or_create(&SourceLabels { source: self.source }).inc_by(sent);
                 if self.body.is_end_stream() {
                     self.end = End::Complete;
                 }
@@ -123,9 +158,23 @@ impl http_body::Body for Logged {
 
 impl Drop for Logged {
     fn drop(&mut self) {
+        self.count();
         let Line { method, route, registry, path, started, .. } = &self.line;
         let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let Self { status, source, bytes, end, .. } = self;
-        tracing::info!(method, route, registry, path, status, source, bytes, millis, ?end, "answered");
+        let Self { status, source, bytes, end, verdict: Verdict { p2p, why }, .. } = self;
+        tracing::info!(
+            method,
+            route,
+            registry,
+            path,
+            status,
+            source,
+            p2p,
+            why,
+            bytes,
+            millis,
+            ?end,
+            "answered"
+        );
     }
 }

@@ -1,29 +1,23 @@
-//! What a manifest says about itself: its media type, and the contents it refers to.
+//! What a manifest says about itself: its media type.
 
-use darter_peer::Digest;
 use http::HeaderValue;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 /// The media type of a manifest that says nothing about itself, and has no shape that is known.
 const UNKNOWN: &str = "application/octet-stream";
 
-/// The parts of a manifest, or of an index of manifests, that matter here (OCI image specification; Docker's
+/// What tells a manifest from an index of manifests (OCI image specification; Docker's
 /// "Image Manifest Version 2").
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
     media_type: Option<String>,
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    config: Option<IgnoredAny>,
+    layers: Option<IgnoredAny>,
+    manifests: Option<IgnoredAny>,
     #[serde(rename = "fsLayers")]
-    schema1_layers: Option<serde_json::Value>,
-    signatures: Option<serde_json::Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Descriptor {
-    digest: Option<String>,
+    schema1_layers: Option<IgnoredAny>,
+    signatures: Option<IgnoredAny>,
 }
 
 impl Manifest {
@@ -53,13 +47,6 @@ impl Manifest {
             UNKNOWN
         }
     }
-
-    /// The digests of what it refers to in its repository: config, layers, manifests.
-    pub(crate) fn children(&self) -> impl Iterator<Item = Digest> + '_ {
-        let lists = [&self.layers, &self.manifests];
-        let descriptors = self.config.iter().chain(lists.into_iter().flatten().flatten());
-        descriptors.filter_map(|descriptor| descriptor.digest.as_deref()?.parse().ok())
-    }
 }
 
 #[cfg(test)]
@@ -87,16 +74,6 @@ mod tests {
         for unknown in ["", "[]", "{}", "\u{0}", r#"{"mediaType": "a\nb"}"#, r#"{"mediaType": 7}"#] {
             assert_eq!(media_type(unknown), UNKNOWN, "{unknown}");
         }
-    }
-
-    #[test]
-    fn children_are_what_it_refers_to() {
-        let digests: Vec<Digest> = [b"c", b"l", b"m"].iter().map(|name| Digest::sha256(*name)).collect();
-        let [config, layer, other] = [0, 1, 2].map(|i: usize| format!(r#"{{"digest": "{}"}}"#, digests[i]));
-        let json = format!(
-            r#"{{"config": {config}, "layers": [{layer}, {{"digest": "x"}}, {{}}], "manifests": [{other}]}}"#
-        );
-        assert_eq!(Manifest::parse(json.as_bytes()).children().collect::<Vec<_>>(), digests);
     }
 
     proptest! {

@@ -12,6 +12,13 @@ pub(crate) struct Metrics {
     pub(crate) requests: Family<RequestLabels, Counter>,
     pub(crate) bytes: Family<SourceLabels, Counter>,
     pub(crate) broken: Counter,
+    pub(crate) decisions: Family<DecisionLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct DecisionLabels {
+    pub(crate) p2p: &'static str,
+    pub(crate) why: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,15 +42,16 @@ impl Metrics {
             "Requests of runtimes by route, status, and source of the first byte",
             metrics.requests.clone(),
         );
-        registry.register(
-            "bytes",
-            "Bytes sent to runtimes by source of the first byte",
-            metrics.bytes.clone(),
-        );
+        registry.register("bytes", "Bytes sent to runtimes by where they came from", metrics.bytes.clone());
         registry.register(
             "broken",
             "Answers that broke off because the content failed",
             metrics.broken.clone(),
+        );
+        registry.register(
+            "decisions",
+            "Requests by whether peers took part, and why or why not",
+            metrics.decisions.clone(),
         );
         metrics
     }

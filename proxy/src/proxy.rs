@@ -1,63 +1,167 @@
 //! Takes a request to the part that answers it, within the deadline for the first byte.
 
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
 use darter_peer::{
     Peer,
     origin::{OriginError, Source},
 };
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response,
+    HeaderName, HeaderValue, Method, Request, Response, Version,
     header::{ACCEPT, AUTHORIZATION},
     request::Parts,
 };
+use hyper::body::Incoming;
 use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use url::Url;
 
 use crate::{
     Config,
     access::{Access, Caller},
-    answer::{self, API_VERSION, Body, Failure},
+    answer::{self, API_VERSION, Body, Failure, Verdict},
+    dragonfly::Wishes,
+    forward_proxy,
     log::{Line, Logged},
     metrics::Metrics,
     route::{self, Kind, Route},
+    rules::{Action, RuleError, Rules, Subject},
+    tags::Tags,
 };
 
 /// What all requests share.
 pub(crate) struct Proxy {
     pub(crate) config: Config,
+    pub(crate) rules: ArcSwap<Rules>,
     pub(crate) peer: Peer,
     pub(crate) access: Access,
+    pub(crate) tags: Tags,
     pub(crate) metrics: Metrics,
+    /// Connections that requests have opened to origins.
+    pub(crate) tasks: TaskTracker,
+    /// Ends them.
+    pub(crate) stop: CancellationToken,
+}
+
+/// What a request is about.
+pub(crate) enum Target {
+    /// A registry, as whose mirror this is asked.
+    Mirror(Route),
+    /// A URL that the forward proxy is asked for.
+    Url(Url),
+    /// Bytes both ways.
+    Tunnel,
 }
 
 impl Proxy {
-    pub(crate) fn new(config: Config, peer: Peer, metrics: Metrics) -> Self {
-        Self { access: Access::new(config.offline, config.auth_cache), config, peer, metrics }
+    pub(crate) fn new(config: Config, peer: Peer, metrics: Metrics) -> Result<Self, RuleError> {
+        Ok(Self {
+            rules: ArcSwap::from_pointee(Rules::new(&config.rules)?),
+            access: Access::new(config.offline, config.auth_cache, config.offline_for),
+            tags: Tags::new(config.stale_tags),
+            config,
+            peer,
+            metrics,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
     }
 
-    /// Answers a request; its body is not looked at, because none of the pull side has one.
-    pub(crate) async fn answer<B>(&self, request: Request<B>) -> Response<Logged> {
-        let (parts, _) = request.into_parts();
-        let route = self.route(&parts);
-        let line = Line::new(&parts, route.as_ref().ok(), self.metrics.clone());
-        let answered = async { self.dispatch(&parts, route?).await };
-        let answered = timeout(self.config.first_byte_timeout, answered).await;
+    /// Answers a request that came to `local`.
+    pub(crate) async fn answer(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        local: Option<SocketAddr>,
+    ) -> Response<Logged> {
+        let target = self.target(&request, local);
+        let path = request.uri().authority().filter(|_| request.method() == Method::CONNECT);
+        let path = path.map_or_else(|| request.uri().path(), |authority| authority.as_str());
+        let line = Line::new(request.method(), path, target.as_ref().ok(), self.metrics.clone());
+        // A request's own body may take longer.
+        let readable = matches!(*request.method(), Method::GET | Method::HEAD | Method::CONNECT);
+        let limit = if readable { self.config.first_byte_timeout } else { self.config.write_timeout };
+        let answered = async {
+            match target? {
+                Target::Mirror(route) => Box::pin(self.mirror(&request.into_parts().0, route)).await,
+                Target::Url(url) => Box::pin(self.forwarded(request, url)).await,
+                Target::Tunnel => Box::pin(self.tunnel(request)).await,
+            }
+        };
+        let answered = timeout(limit, answered).await;
         let response =
             answered.unwrap_or_else(|_| Err(Failure::timeout())).unwrap_or_else(Failure::into_response);
         line.attach(response)
     }
 
-    fn route(&self, parts: &Parts) -> Result<Route, Failure> {
-        if !matches!(parts.method, Method::GET | Method::HEAD) {
-            return Err(Failure::read_only());
+    /// What a request is about. One that names this proxy itself in its URL, as all of HTTP/2 do, asks for a mirror.
+    fn target(&self, request: &Request<Incoming>, local: Option<SocketAddr>) -> Result<Target, Failure> {
+        if request.method() == Method::CONNECT {
+            return Ok(Target::Tunnel);
         }
-        let knows = |name: &str| self.peer.registries().knows(name);
-        Ok(route::parse(parts.uri.path(), parts.uri.query(), &self.config.default_registry, knows)?)
+        let uri = request.uri();
+        let own = uri.authority().is_none_or(|named| {
+            let local = local.filter(|local| named.port_u16().unwrap_or(80) == local.port());
+            let host = named.host().trim_matches(['[', ']']);
+            local.is_some_and(|local| {
+                let ip = host.parse().is_ok_and(|ip: std::net::IpAddr| ip == local.ip());
+                ip || host == "localhost" || request.version() == Version::HTTP_2
+            })
+        });
+        match forward_proxy::url_of(uri) {
+            Some(url) if !own => Ok(Target::Url(url)),
+            _ => self.route(request).map(Target::Mirror),
+        }
     }
 
-    async fn dispatch(&self, parts: &Parts, route: Route) -> Result<Response<Body>, Failure> {
+    fn route(&self, request: &Request<Incoming>) -> Result<Route, Failure> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Failure::read_only());
+        }
+        let default = &self.config.default_registry;
+        // Names on Docker Hub have no dots, so there such a first part is a registry, as in an image's reference.
+        let is_host = |name: &str| name == "localhost" || name.contains(['.', ':']);
+        let knows =
+            |name: &str| self.peer.registries().knows(name) || (default == "docker.io" && is_host(name));
+        let named = Wishes::of(request.headers()).registry;
+        let default = named.as_deref().unwrap_or(default);
+        Ok(route::parse(request.uri().path(), request.uri().query(), default, knows)?)
+    }
+
+    async fn mirror(&self, parts: &Parts, route: Route) -> Result<Response<Body>, Failure> {
         match route {
             Route::Ping => Ok(pong()),
-            Route::Content(named) => self.content(parts, &named).await,
-            Route::Forward(forward) => self.forward(parts, &forward).await,
+            Route::Content(named) => {
+                let path = named.path();
+                let url = self.upstream(&named.registry, &path, named.kind)?;
+                match self.decide(&named.registry, Some(&named.repository), &url) {
+                    (Action::Deny, _) => Err(Failure::denied()),
+                    (Action::Direct, why) => {
+                        let response = self.pass(parts, &named.registry, &path).await?;
+                        Ok(Verdict { p2p: false, why }.put(response))
+                    }
+                    (Action::P2p, why) => {
+                        Ok(Verdict { p2p: true, why }.put(self.content(parts, &named).await?))
+                    }
+                }
+            }
+            Route::Forward(forward) => {
+                let url = self.upstream(&forward.registry, &forward.path, Kind::Manifest)?;
+                match self.decide(&forward.registry, forward.repository(), &url) {
+                    (Action::Deny, _) => Err(Failure::denied()),
+                    _ => {
+                        let why = if forward.tag_of.is_some() { "tag" } else { "no-content" };
+                        Ok(Verdict { p2p: false, why }.put(self.forward(parts, &forward).await?))
+                    }
+                }
+            }
+        }
+    }
+
+    fn decide(&self, registry: &str, repository: Option<&str>, url: &str) -> (Action, &'static str) {
+        match self.rules.load().decide(Subject { registry, repository, url }) {
+            Some(decision) => (decision.action, "rule"),
+            None => (Action::P2p, "default"),
         }
     }
 

@@ -38,6 +38,19 @@ pub(crate) struct Forward {
     pub(crate) tag_of: Option<String>,
     /// Path and query at the origin.
     pub(crate) path: String,
+    /// How the request named the registry, so that links in the answer can name it too.
+    pub(crate) naming: Naming,
+}
+
+/// How a request names its registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Naming {
+    /// By `?ns=`.
+    Query,
+    /// By the first part of its path.
+    Path,
+    /// Not at all.
+    Default,
 }
 
 /// Why a path is no request of the specification.
@@ -51,6 +64,15 @@ pub(crate) enum Malformed {
     Reference,
     /// The path has parts that no registry's path has.
     Path,
+}
+
+impl Forward {
+    /// The repository that is asked for, if it is one.
+    pub(crate) fn repository(&self) -> Option<&str> {
+        let path = self.path.split('?').next().unwrap_or_default().strip_prefix("/v2/")?;
+        let lists = || path.rsplit_once("/tags/").or_else(|| path.rsplit_once("/referrers/"));
+        self.tag_of.as_deref().or_else(|| lists().map(|(repository, _)| repository))
+    }
 }
 
 impl Named {
@@ -83,16 +105,17 @@ pub(crate) fn parse(
     if rest.is_empty() {
         return Ok(Route::Ping);
     }
-    let (registry, rest) = match (namespace(query), rest.split_once('/')) {
-        (Some(registry), _) => (registry, rest),
-        (None, Some((first, rest))) if knows(first) => (first.to_owned(), rest),
-        _ => (default.to_owned(), rest),
+    let (registry, rest, naming) = match (namespace(query), rest.split_once('/')) {
+        (Some(registry), _) => (registry, rest, Naming::Query),
+        (None, Some((first, rest))) if knows(first) => (first.to_owned(), rest, Naming::Path),
+        _ => (default.to_owned(), rest, Naming::Default),
     };
     if !rest.split('/').all(is_plain) {
         return Err(Malformed::Path);
     }
-    let forward =
-        |tag_of| Route::Forward(Forward { registry: registry.clone(), tag_of, path: upstream(rest, query) });
+    let forward = |tag_of| {
+        Route::Forward(Forward { registry: registry.clone(), tag_of, path: upstream(rest, query), naming })
+    };
     let Some((repository, kind, reference)) = split(rest) else {
         return Ok(forward(None));
     };
@@ -158,6 +181,26 @@ fn is_name_part(part: &str) -> bool {
 fn is_tag(tag: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     (1..=128).contains(&tag.len()) && tag.bytes().all(plain) && !tag.starts_with(['.', '-'])
+}
+
+/// A link of the origin (RFC 8288) as the client has to ask for it here: with the registry named as before.
+pub(crate) fn localized(link: &str, registry: &str, naming: Naming) -> Option<String> {
+    let (before, rest) = link.split_once('<')?;
+    let (target, after) = rest.split_once('>')?;
+    let path = match url::Url::parse(target) {
+        Ok(url) => url[url::Position::BeforePath..].to_owned(),
+        Err(_) => target.to_owned(),
+    };
+    let path = path.strip_prefix("/v2/")?;
+    let local = match naming {
+        Naming::Default => format!("/v2/{path}"),
+        Naming::Path => format!("/v2/{registry}/{path}"),
+        Naming::Query => {
+            let name: String = form_urlencoded::byte_serialize(registry.as_bytes()).collect();
+            format!("/v2/{path}{}ns={name}", if path.contains('?') { '&' } else { '?' })
+        }
+    };
+    Some(format!("{before}<{local}>{after}"))
 }
 
 #[cfg(test)]

@@ -17,7 +17,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{Config, metrics::Metrics, patience::Patience, proxy::Proxy};
+use crate::{
+    Config,
+    metrics::Metrics,
+    patience::Patience,
+    proxy::Proxy,
+    rules::{RuleError, Rules},
+};
 
 /// Longest time for the head of a request, and for an idle connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
@@ -35,6 +41,49 @@ pub enum ServeError {
         /// What is wrong.
         source: OriginError,
     },
+    /// A rule cannot be used.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+}
+
+/// A proxy that can take other rules while it serves.
+#[derive(Clone)]
+pub struct Server {
+    proxy: Arc<Proxy>,
+}
+
+impl Server {
+    /// Checks the configuration.
+    ///
+    /// # Errors
+    /// The configuration makes no sense.
+    pub fn new(config: Config, peer: Peer, metrics: &mut Registry) -> Result<Self, ServeError> {
+        peer.registries().base(&config.default_registry).map_err(|source| ServeError::DefaultRegistry {
+            name: config.default_registry.clone(),
+            source,
+        })?;
+        Ok(Self { proxy: Arc::new(Proxy::new(config, peer, Metrics::register(metrics))?) })
+    }
+
+    /// Takes the rules of another configuration for requests that come from now on.
+    ///
+    /// # Errors
+    /// A rule cannot be used; then the old ones stay.
+    pub fn reload(&self, config: &Config) -> Result<(), RuleError> {
+        self.proxy.rules.store(Arc::new(Rules::new(&config.rules)?));
+        Ok(())
+    }
+
+    /// Serves runtimes on `listener` until shutdown; then running answers get [`Config::drain_timeout`] to end.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        accept(listener, self.proxy, shutdown).await;
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
 }
 
 /// Serves runtimes on `listener` until shutdown; then running answers get [`Config::drain_timeout`] to end.
@@ -48,13 +97,9 @@ pub fn serve(
     metrics: &mut Registry,
     shutdown: CancellationToken,
 ) -> impl Future<Output = Result<(), ServeError>> + Send + use<> {
-    let metrics = Metrics::register(metrics);
+    let server = Server::new(config, peer, metrics);
     async move {
-        peer.registries().base(&config.default_registry).map_err(|source| ServeError::DefaultRegistry {
-            name: config.default_registry.clone(),
-            source,
-        })?;
-        accept(listener, Arc::new(Proxy::new(config, peer, metrics)), shutdown).await;
+        server?.serve(listener, shutdown).await;
         Ok(())
     }
 }
@@ -79,6 +124,9 @@ async fn accept(listener: TcpListener, proxy: Arc<Proxy>, shutdown: Cancellation
     }
     abort.cancel();
     connections.wait().await;
+    proxy.stop.cancel();
+    proxy.tasks.close();
+    proxy.tasks.wait().await;
 }
 
 fn connection(
@@ -93,12 +141,13 @@ fn connection(
         .timer(TokioTimer::new())
         .keep_alive_interval(HEAD_TIMEOUT)
         .max_concurrent_streams(STREAMS);
+    let local = stream.local_addr().ok();
     let stream = Patience::new(stream, proxy.config.write_timeout);
     let service = service_fn(move |request: Request<Incoming>| {
         let proxy = proxy.clone();
-        async move { Ok::<_, Infallible>(proxy.answer(request).await) }
+        async move { Ok::<_, Infallible>(proxy.answer(request, local).await) }
     });
-    let served = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
     let served = graceful.watch(served);
     async move {
         if let Err(error) = served.await {

@@ -11,7 +11,14 @@ mod parents;
 mod scheduling;
 mod whole;
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use darter_proto::scheduler::{
@@ -69,6 +76,8 @@ pub(crate) struct Means {
     pub(crate) session: Session,
     pub(crate) metrics: PeerMetrics,
     pub(crate) demand: DemandClock,
+    /// Whether the scheduler left a task unanswered and has said nothing since: nobody else waits for it then.
+    pub(crate) silent: Arc<AtomicBool>,
 }
 
 /// One running task.
@@ -307,7 +316,13 @@ impl Download {
         match (self.registered, self.means.session.live()) {
             (None, None) => true,
             (Some(_), None) => idle && self.session_lost.is_some_and(|lost| lost.elapsed() > ALONE_AFTER),
-            (Some(registered), Some(_)) => !registered.answered && registered.at.elapsed() > ANSWER_DEADLINE,
+            (Some(registered), Some(_)) => {
+                let late = !registered.answered && registered.at.elapsed() > ANSWER_DEADLINE;
+                if late {
+                    self.means.silent.store(true, Ordering::Relaxed);
+                }
+                late || (!registered.answered && self.means.silent.load(Ordering::Relaxed))
+            }
             (None, Some(_)) => false,
         }
     }

@@ -32,6 +32,7 @@ impl Download {
         if let Some(registered) = &mut self.registered {
             registered.answered = true;
         }
+        self.means.silent.store(false, Ordering::Relaxed);
         match message {
             Heard::TaskInfo(info) => self.on_info(&info).await?,
             Heard::Parents(parents) => self.on_parents(parents),

@@ -19,8 +19,9 @@ use url::Url;
 use super::{
     OriginError, Registries,
     challenge::Challenge,
+    credentials::Credentials,
     egress,
-    registries::Credentials,
+    registries::Road,
     wire::{self, Wire},
 };
 
@@ -83,17 +84,17 @@ impl Auth {
         refused: Option<&HeaderValue>,
         deadline: Instant,
     ) -> Option<Authorization> {
-        let credentials = self.registries.credentials(url);
+        let credentials = self.registries.credentials(url).await;
         let of_scheme = |scheme| challenges.iter().find(|challenge| challenge.scheme == scheme);
         if let Some(bearer) = of_scheme("bearer") {
-            let met = self.token(wire, url, bearer, credentials, refused, deadline).await;
+            let met = self.token(wire, url, bearer, credentials.as_ref(), refused, deadline).await;
             return met
                 .inspect_err(
                     |error| tracing::warn!(registry = wire::host(url), %error, "no token for this registry"),
                 )
                 .ok();
         }
-        let value = basic(of_scheme("basic").and(credentials)?)?;
+        let value = basic(of_scheme("basic").and(credentials.as_ref())?)?;
         Some(Authorization { value, remembered: false })
     }
 
@@ -121,7 +122,8 @@ impl Auth {
         {
             return Ok(Authorization { value: token.value.clone(), remembered: true });
         }
-        let token = fetch(wire, &key, credentials, deadline).await?;
+        let road = self.registries.road(&key.realm, self.registries.of_url(url).as_deref());
+        let token = fetch(wire, &key, &road, credentials, deadline).await?;
         let value = token.value.clone();
         *slot = Some(token);
         Ok(Authorization { value, remembered: false })
@@ -146,6 +148,7 @@ fn realm(registry: &Url, bearer: &Challenge) -> Result<Url, OriginError> {
 async fn fetch(
     wire: &Wire,
     key: &TokenKey,
+    road: &Road,
     credentials: Option<&Credentials>,
     deadline: Instant,
 ) -> Result<Token, OriginError> {
@@ -160,7 +163,7 @@ async fn fetch(
     let mut headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("application/json"))]);
     headers.extend(credentials.and_then(basic).map(|value| (AUTHORIZATION, value)));
 
-    let response = wire.send(&Method::GET, &url, headers, deadline).await?;
+    let response = wire.send(&Method::GET, &url, road, headers, deadline).await?;
     let host = wire::host(&url);
     let invalid = |reason: String| OriginError::InvalidAnswer { host: host.clone(), reason };
     let status = response.status();
@@ -183,7 +186,7 @@ async fn fetch(
 
 /// `Basic` credentials (RFC 7617).
 fn basic(credentials: &Credentials) -> Option<HeaderValue> {
-    let pair = format!("{}:{}", credentials.user, credentials.password());
+    let pair = format!("{}:{}", credentials.user, credentials.password);
     let mut value = HeaderValue::from_str(&format!("Basic {}", BASE64_STANDARD.encode(pair))).ok()?;
     value.set_sensitive(true);
     Some(value)

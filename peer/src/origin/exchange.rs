@@ -1,5 +1,7 @@
 //! A request with what belongs to it: redirects and authentication.
 
+use std::{collections::HashMap, time::Duration};
+
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
@@ -8,6 +10,7 @@ use http::{
         LOCATION, RANGE, USER_AGENT, WWW_AUTHENTICATE,
     },
 };
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use url::Url;
 
@@ -15,7 +18,9 @@ use super::{
     OriginConfig, OriginError, Registries, WireBody,
     auth::{Auth, Authorization},
     challenge::{self, Challenge},
-    egress,
+    egress::{self, Egress},
+    pause::Pauses,
+    registries::{Registry, Road},
     wire::{self, Wire},
 };
 use crate::limits::Limits;
@@ -55,36 +60,134 @@ fn harmless(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// Connections and tokens.
+/// A mirror that has not answered for so long is passed over.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(1);
+/// A mirror that failed is not asked again for so long.
+const MIRROR_REST: Duration = Duration::from_secs(30);
+
+/// Connections, tokens, and which origins want to be left alone.
 pub(super) struct Exchange {
     wire: Wire,
     auth: Auth,
+    registries: Registries,
+    pub(super) pauses: Pauses,
+    /// Mirrors that failed, and until when they are passed over.
+    resting: Mutex<HashMap<String, Instant>>,
 }
 
 impl Exchange {
-    pub(super) fn new(
-        config: &OriginConfig,
-        registries: Registries,
-        limits: Limits,
-    ) -> Result<Self, rustls::Error> {
-        Ok(Self { wire: Wire::new(config, limits)?, auth: Auth::new(registries) })
+    pub(super) fn new(config: &OriginConfig, registries: Registries, limits: Limits) -> Self {
+        Self {
+            wire: Wire::new(config, limits),
+            auth: Auth::new(registries.clone()),
+            registries,
+            pauses: Pauses::default(),
+            resting: Mutex::default(),
+        }
     }
 
-    /// Sends a request, follows redirects and meets challenges; any status is an answer.
+    /// Sends a request to the registry's mirrors and to itself, follows redirects and meets challenges; any status is
+    /// an answer.
     pub(super) async fn run(&self, ask: &Ask, deadline: Instant) -> Result<Response<WireBody>, OriginError> {
+        let response = self.reach(ask, deadline, REDIRECTS).await?;
+        // A link to a blob store may have expired on its way.
+        if response.status() == StatusCode::FORBIDDEN && !response.body().is_from(&ask.url) {
+            return self.reach(ask, deadline, REDIRECTS).await;
+        }
+        Ok(response)
+    }
+
+    /// Which addresses a URL that a request names may lead to.
+    pub(super) fn egress(&self, url: &Url) -> Egress {
+        self.wire.egress(&self.road(url))
+    }
+
+    /// How a URL is reached that a request names.
+    pub(super) fn road(&self, url: &Url) -> Road {
+        self.registries.road(url, None)
+    }
+
+    /// Asks the source's own origin whether it would give the content to this caller. Where it sends the caller to
+    /// fetch it does not matter then.
+    pub(super) async fn allows(
+        &self,
+        ask: &Ask,
+        deadline: Instant,
+    ) -> Result<Response<WireBody>, OriginError> {
+        self.reach(ask, deadline, 0).await
+    }
+
+    async fn reach(
+        &self,
+        ask: &Ask,
+        deadline: Instant,
+        most: usize,
+    ) -> Result<Response<WireBody>, OriginError> {
+        let registry = self.registries.of_url(&ask.url);
+        if let Some(registry) = &registry {
+            for url in registry.mirrored(&ask.url) {
+                if let Some(response) = self.mirror(ask, url, registry, deadline, most).await {
+                    return Ok(response);
+                }
+            }
+        }
+        self.follow(ask, registry.as_deref(), deadline, most).await
+    }
+
+    /// What a mirror answers, if it has what is asked for. It does not see who asks.
+    async fn mirror(
+        &self,
+        ask: &Ask,
+        url: Url,
+        registry: &Registry,
+        deadline: Instant,
+        most: usize,
+    ) -> Option<Response<WireBody>> {
+        let origin = url.origin().ascii_serialization();
+        if self.resting.lock().get(&origin).is_some_and(|until| *until > Instant::now()) {
+            return None;
+        }
+        let mut ask = Ask { url, ..ask.clone() };
+        ask.headers.remove(AUTHORIZATION);
+        let deadline = deadline.min(Instant::now() + MIRROR_PATIENCE);
+        match self.follow(&ask, Some(registry), deadline, most).await {
+            Ok(response) if matches!(response.status().as_u16(), 200 | 206 | 300..400) => Some(response),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::info!(mirror = origin, %error, "a mirror is passed over for a while");
+                let mut resting = self.resting.lock();
+                resting.retain(|_, until| *until > Instant::now());
+                resting.insert(origin, Instant::now() + MIRROR_REST);
+                None
+            }
+        }
+    }
+
+    /// Sends a request and follows its redirects, `most` of them; 0 gives a redirect to another origin as it is.
+    async fn follow(
+        &self,
+        ask: &Ask,
+        registry: Option<&Registry>,
+        deadline: Instant,
+        most: usize,
+    ) -> Result<Response<WireBody>, OriginError> {
         let mut url = ask.url.clone();
         // Once another origin has chosen the way, the headers are not sent again, not even back home.
         let mut own_origin = true;
         for _ in 0..=REDIRECTS {
             let response = if own_origin {
-                self.authenticated(ask, &url, deadline).await?
+                self.authenticated(ask, &url, registry, deadline).await?
             } else {
-                self.wire.send(&ask.method, &url, ask.headers(false, None), deadline).await?
+                let road = self.registries.road(&url, registry);
+                self.wire.send(&ask.method, &url, &road, ask.headers(false, None), deadline).await?
             };
             let Some(next) = redirect(&url, &response)? else {
                 return Ok(response);
             };
             own_origin &= next.origin() == url.origin();
+            if most == 0 && !own_origin {
+                return Ok(response);
+            }
             url = next;
         }
         let reason = format!("there are more than {REDIRECTS} of them");
@@ -97,9 +200,11 @@ impl Exchange {
         &self,
         ask: &Ask,
         url: &Url,
+        registry: Option<&Registry>,
         deadline: Instant,
     ) -> Result<Response<WireBody>, OriginError> {
-        let mut response = self.wire.send(&ask.method, url, ask.headers(true, None), deadline).await?;
+        let road = self.registries.road(url, registry);
+        let mut response = self.wire.send(&ask.method, url, &road, ask.headers(true, None), deadline).await?;
         let mut refused: Option<HeaderValue> = None;
         while response.status() == StatusCode::UNAUTHORIZED && !ask.headers.contains_key(AUTHORIZATION) {
             let (parts, body) = response.into_parts();
@@ -109,7 +214,8 @@ impl Exchange {
             let Some(Authorization { value, remembered }) = met else {
                 break;
             };
-            response = self.wire.send(&ask.method, url, ask.headers(true, Some(&value)), deadline).await?;
+            let headers = ask.headers(true, Some(&value));
+            response = self.wire.send(&ask.method, url, &road, headers, deadline).await?;
             if !remembered {
                 break;
             }

@@ -10,22 +10,30 @@ mod auth;
 mod body;
 mod challenge;
 mod content_range;
+mod credentials;
+mod dial;
 mod egress;
 mod error;
 mod exchange;
 mod head;
+mod pause;
 mod registries;
 mod retry;
 mod source;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod wire;
 
 pub use body::OriginBody;
+pub use credentials::{CredentialsConfig, ProviderConfig};
+pub use dial::{Connection, Stream};
+pub use egress::Network;
 pub use error::OriginError;
 pub use head::OriginHead;
 pub use registries::{Registries, RegistryConfig, RegistryError};
 pub use source::Source;
+pub use tls::TlsError;
 pub use wire::WireBody;
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
@@ -56,6 +64,9 @@ pub struct OriginConfig {
     pub retries: u32,
     /// Most connections to one origin (scheme, host and port) at a time.
     pub connections: usize,
+    /// Private networks that any URL may lead to. Configured registries, and what they redirect to, may be in any
+    /// private network without it; link-local and metadata addresses are never asked.
+    pub allow: Vec<Network>,
 }
 
 impl Default for OriginConfig {
@@ -66,6 +77,7 @@ impl Default for OriginConfig {
             progress_timeout: Duration::from_secs(30),
             retries: 3,
             connections: 64,
+            allow: Vec::new(),
         }
     }
 }
@@ -79,12 +91,9 @@ pub struct Origin {
 
 impl Origin {
     /// A client with its own connections and no tokens yet.
-    ///
-    /// # Errors
-    /// The TLS library cannot be set up.
-    pub fn new(config: &OriginConfig, registries: Registries, limits: Limits) -> Result<Self, rustls::Error> {
-        let exchange = Arc::new(Exchange::new(config, registries, limits)?);
-        Ok(Self { exchange, config: Arc::new(config.clone()) })
+    pub fn new(config: &OriginConfig, registries: Registries, limits: Limits) -> Self {
+        let exchange = Arc::new(Exchange::new(config, registries, limits));
+        Self { exchange, config: Arc::new(config.clone()) }
     }
 
     /// What the origin says about a content, without the content.
@@ -99,6 +108,41 @@ impl Origin {
         }
         let (parts, body) = response.into_parts();
         head::read(body.host(), &parts, None).map(|(head, _)| head)
+    }
+
+    /// Whether the origin would give a content to who asks with these headers: it does, or it says where it is.
+    ///
+    /// # Errors
+    /// [`OriginError::Status`] for any other answer, and every failure to get an answer.
+    pub async fn allows(&self, source: &Source) -> Result<(), OriginError> {
+        let ask = source.ask(Method::HEAD)?;
+        let response = self.exchange.allows(&ask, Instant::now() + self.config.first_byte_timeout).await?;
+        let status = response.status();
+        if status.is_success() || status.is_redirection() {
+            Ok(())
+        } else {
+            Err(exchange::status_error(response).await)
+        }
+    }
+
+    /// What the origin says about a content, asked with the same method as the content itself: the signature in a URL
+    /// may hold for `GET` alone.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn describe(&self, source: &Source) -> Result<OriginHead, OriginError> {
+        match self.get(source, Some(0..1)).await {
+            Ok(mut body) => {
+                // To the end where that is near, so that the connection can be used again.
+                if body.head.status == StatusCode::PARTIAL_CONTENT.as_u16() {
+                    while body.next().await?.is_some() {}
+                }
+                Ok(body.head)
+            }
+            // An empty content has no first byte.
+            Err(OriginError::Status { status: 416, .. }) => Ok(self.get(source, None).await?.head),
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens a content, or the bytes `range` of it; a range that reaches beyond the end stops at the end.

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use darter_service::backoff::Backoff;
 use http::{HeaderMap, Response, StatusCode, header::RETRY_AFTER};
 use rand::RngExt as _;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{
     OriginConfig, OriginError, WireBody,
@@ -27,10 +28,28 @@ pub(super) async fn until_answered(
     let mut backoff = backoff();
     let mut left = config.retries;
     loop {
+        if let Some(pause) = exchange.pauses.of(&ask.url) {
+            if pause.until >= deadline {
+                let host = super::wire::host(&ask.url);
+                return Err(OriginError::Status {
+                    host,
+                    status: pause.status,
+                    challenge: None,
+                    body: Bytes::new(),
+                });
+            }
+            sleep_until(pause.until).await;
+        }
         let outcome = exchange.run(ask, deadline).await;
         let Some(wait) = wait(&outcome, &mut backoff) else {
             return outcome;
         };
+        if let Ok(response) = &outcome
+            && response.body().is_from(&ask.url)
+            && response.headers().contains_key(RETRY_AFTER)
+        {
+            exchange.pauses.note(&ask.url, response.status().as_u16(), wait);
+        }
         if left == 0 || Instant::now() + wait >= deadline {
             return outcome;
         }

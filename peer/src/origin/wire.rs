@@ -1,13 +1,22 @@
 //! One request, one response: connections, their limit per origin, deadlines and the rate limit of origins.
 
-use std::{error::Error, fmt, io, num::NonZeroUsize, sync::Arc, time::Duration, vec};
+use std::{
+    error::Error,
+    fmt, io,
+    net::SocketAddr,
+    num::NonZeroUsize,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+    vec,
+};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{
         Client, Error as ClientError,
@@ -17,15 +26,18 @@ use hyper_util::{
 };
 use lru::LruCache;
 use parking_lot::Mutex;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
-use tower::util::ServiceFn;
+use tower::Service;
 use url::Url;
 
-use super::{OriginConfig, OriginError, egress};
+use super::{
+    OriginConfig, OriginError,
+    egress::{Egress, Refused},
+    registries::Road,
+};
 use crate::limits::Limits;
 
 /// A body must bring at least this many bytes per progress timeout.
@@ -35,12 +47,16 @@ const SMALL_BODY: usize = 64 * 1024;
 /// Number of origins whose connection limits are remembered.
 const ORIGINS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-type Resolver = ServiceFn<fn(Name) -> BoxFuture<'static, io::Result<vec::IntoIter<std::net::SocketAddr>>>>;
+/// Roads whose connections are kept.
+const ROADS: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
 type Connector = HttpsConnector<HttpConnector<Resolver>>;
 
 /// The connections to all origins.
 pub(super) struct Wire {
-    client: Client<Connector, Empty<Bytes>>,
+    clients: Mutex<LruCache<u64, Client<Connector, Empty<Bytes>>>>,
+    egress: Egress,
+    connect_timeout: Duration,
     permits: Mutex<LruCache<String, Arc<Semaphore>>>,
     connections: usize,
     progress_timeout: Duration,
@@ -48,19 +64,16 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(config: &OriginConfig, limits: Limits) -> Result<Self, rustls::Error> {
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(30))
-            .build(connector(config.connect_timeout)?);
-        Ok(Self {
-            client,
+    pub(super) fn new(config: &OriginConfig, limits: Limits) -> Self {
+        Self {
+            clients: Mutex::new(LruCache::new(ROADS)),
+            egress: Egress::new(&config.allow),
+            connect_timeout: config.connect_timeout,
             permits: Mutex::new(LruCache::new(ORIGINS)),
             connections: config.connections.max(1),
             progress_timeout: config.progress_timeout,
             limits,
-        })
+        }
     }
 
     /// Sends a request and waits for the head of its answer until `deadline`.
@@ -68,10 +81,13 @@ impl Wire {
         &self,
         method: &Method,
         url: &Url,
+        road: &Road,
         headers: HeaderMap,
         deadline: Instant,
     ) -> Result<Response<WireBody>, OriginError> {
         let host = host(url);
+        let egress = self.egress(road);
+        egress.check_literal(url).map_err(|refused| OriginError::InvalidUrl(refused.to_string()))?;
         let uri: Uri = url
             .as_str()
             .parse()
@@ -86,7 +102,7 @@ impl Wire {
             .await
             .map_err(|_| timed_out("free connection"))?
             .map_err(|_| timed_out("free connection"))?;
-        let response = timeout_at(deadline, self.client.request(request))
+        let response = timeout_at(deadline, self.client(road, egress).request(request))
             .await
             .map_err(|_| timed_out("answer"))?
             .map_err(|error| failure(&host, &error))?;
@@ -100,9 +116,43 @@ impl Wire {
         }))
     }
 
+    /// Which addresses a road may lead to.
+    pub(super) fn egress(&self, road: &Road) -> Egress {
+        if road.private { self.egress.with_private() } else { self.egress.clone() }
+    }
+
+    fn client(&self, road: &Road, egress: Egress) -> Client<Connector, Empty<Bytes>> {
+        let make = || {
+            Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(Duration::from_secs(30))
+                .build(connector(self.connect_timeout, road, egress))
+        };
+        self.clients.lock().get_or_insert(road.id, make).clone()
+    }
+
     fn semaphore(&self, url: &Url) -> Arc<Semaphore> {
         let origin = url.origin().ascii_serialization();
         self.permits.lock().get_or_insert(origin, || Arc::new(Semaphore::new(self.connections))).clone()
+    }
+}
+
+/// Resolves names to addresses that may be asked.
+#[derive(Clone)]
+struct Resolver(Egress);
+
+impl Service<Name> for Resolver {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = BoxFuture<'static, io::Result<vec::IntoIter<SocketAddr>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        self.0.resolve(name)
     }
 }
 
@@ -168,6 +218,11 @@ impl WireBody {
         &self.host
     }
 
+    /// Whether the host of this URL answers.
+    pub(super) fn is_from(&self, url: &Url) -> bool {
+        self.host == host(url)
+    }
+
     /// The beginning of the body, 64 KiB at most, whatever comes after it; a broken body ends where it broke.
     pub(super) async fn beginning(mut self) -> Bytes {
         let mut beginning = BytesMut::new();
@@ -220,32 +275,17 @@ async fn next_data(incoming: &mut Incoming) -> Result<Option<Bytes>, hyper::Erro
     Ok(None)
 }
 
-fn connector(connect_timeout: Duration) -> Result<Connector, rustls::Error> {
-    let resolver: Resolver = tower::service_fn(egress::resolve);
-    let mut http = HttpConnector::new_with_resolver(resolver);
+fn connector(connect_timeout: Duration, road: &Road, egress: Egress) -> Connector {
+    let mut http = HttpConnector::new_with_resolver(Resolver(egress));
     http.enforce_http(false);
     http.set_nodelay(true);
     http.set_connect_timeout(Some(connect_timeout));
     http.set_keepalive(Some(Duration::from_secs(30)));
-    Ok(HttpsConnectorBuilder::new()
-        .with_tls_config(tls()?)
+    HttpsConnectorBuilder::new()
+        .with_tls_config((*road.tls).clone())
         .https_or_http()
         .enable_http1()
-        .wrap_connector(http))
-}
-
-/// TLS that trusts the system's certificate authorities.
-fn tls() -> Result<ClientConfig, rustls::Error> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    let builder = match builder.clone().with_native_roots() {
-        Ok(builder) => builder,
-        Err(error) => {
-            tracing::warn!(%error, "no origin can be asked over https: install the system's CA certificates");
-            builder.with_root_certificates(RootCertStore::empty())
-        }
-    };
-    Ok(builder.with_no_client_auth())
+        .wrap_connector(http)
 }
 
 /// Host and port of a URL, the only part of it that errors and logs show.
@@ -254,18 +294,25 @@ pub(super) fn host(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Why there is no answer: TLS, or the connection.
+/// Why there is no answer: an address that may not be asked, TLS, or the connection.
 fn failure(host: &str, error: &ClientError) -> OriginError {
+    if let Some(refused) = cause::<Refused>(error) {
+        return OriginError::InvalidUrl(format!("{host}: {refused}"));
+    }
     let (host, reason) = (host.to_owned(), chain(error));
-    if is_tls(error) { OriginError::Tls { host, reason } } else { OriginError::Unreachable { host, reason } }
+    if cause::<rustls::Error>(error).is_some() {
+        OriginError::Tls { host, reason }
+    } else {
+        OriginError::Unreachable { host, reason }
+    }
 }
 
-fn is_tls(error: &(dyn Error + 'static)) -> bool {
+/// The cause of this type, if an error has one.
+fn cause<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     // An io::Error hides the error that it was made of from `source`.
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    error.is::<rustls::Error>()
-        || inner.is_some_and(|inner| is_tls(inner))
-        || error.source().is_some_and(is_tls)
+    let inner = inner.and_then(|inner| cause::<E>(inner));
+    error.downcast_ref::<E>().or(inner).or_else(|| error.source().and_then(cause::<E>))
 }
 
 /// An error with its causes, none of which holds more than addresses.

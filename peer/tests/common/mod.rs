@@ -146,6 +146,7 @@ impl Node {
 
     pub(crate) async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
+        config.origin.allow = vec!["127.0.0.0/8".parse().unwrap()];
         config.store.dir = dir.path().join("store");
         config.control_socket = dir.path().join("peer.sock");
         config.transfer.listen = "127.0.0.1:0".parse().unwrap();

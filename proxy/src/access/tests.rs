@@ -5,22 +5,11 @@ static TOKEN: HeaderValue = HeaderValue::from_static("Bearer a");
 static OTHER: HeaderValue = HeaderValue::from_static("Bearer b");
 
 fn access(offline: Offline) -> Access {
-    Access::new(offline, Duration::from_secs(60))
+    Access::new(offline, Duration::from_secs(60), Duration::from_secs(3600))
 }
 
 fn caller(authorization: Option<&HeaderValue>) -> Caller<'_> {
     Caller { registry: "r", repository: "a", authorization, anonymous: authorization.is_none() }
-}
-
-fn head() -> OriginHead {
-    OriginHead {
-        status: 200,
-        len: None,
-        ranges: false,
-        validator: None,
-        content_type: None,
-        headers: Default::default(),
-    }
 }
 
 fn status(status: u16) -> OriginError {
@@ -31,11 +20,11 @@ fn unreachable() -> OriginError {
     OriginError::Unreachable { host: "h".into(), reason: String::new() }
 }
 
-async fn yes() -> Result<OriginHead, OriginError> {
-    Ok(head())
+async fn yes() -> Result<(), OriginError> {
+    Ok(())
 }
 
-async fn never_asked() -> Result<OriginHead, OriginError> {
+async fn never_asked() -> Result<(), OriginError> {
     panic!("the origin was asked")
 }
 
@@ -53,7 +42,7 @@ async fn a_permission_holds_for_this_caller_repository_and_known_contents() {
     let elsewhere = Caller { repository: "b", ..caller(Some(&TOKEN)) };
     assert!(access.check(elsewhere, &x, refused()).await.is_err(), "another repository");
 
-    access.learn_members(caller(Some(&TOKEN)), [y.clone()]);
+    access.learn(caller(Some(&TOKEN)), [y.clone()]);
     access.check(caller(Some(&TOKEN)), &y, never_asked()).await.unwrap();
     assert!(
         access.check(caller(Some(&OTHER)), &y, refused()).await.is_err(),
@@ -68,6 +57,20 @@ async fn a_permission_ends() {
     access.check(caller(Some(&TOKEN)), &x, yes()).await.unwrap();
     tokio::time::advance(Duration::from_secs(61)).await;
     assert!(access.check(caller(Some(&TOKEN)), &x, async { Err(status(401)) }).await.is_err());
+    // A new permission for the repository does not bring back what is known about its contents.
+    access.learn(caller(Some(&TOKEN)), [Digest::sha256(b"y")]);
+    assert!(access.check(caller(Some(&TOKEN)), &x, async { Err(status(404)) }).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_public_is_not_for_ever() {
+    let access = access(Offline::PublicOnly);
+    let x = Digest::sha256(b"x");
+    access.check(caller(None), &x, yes()).await.unwrap();
+    tokio::time::advance(Duration::from_secs(3000)).await;
+    access.check(caller(Some(&OTHER)), &x, async { Err(unreachable()) }).await.unwrap();
+    tokio::time::advance(Duration::from_secs(601)).await;
+    assert!(access.check(caller(Some(&OTHER)), &x, async { Err(unreachable()) }).await.is_err());
 }
 
 #[tokio::test]

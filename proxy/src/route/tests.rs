@@ -17,7 +17,21 @@ fn forward(registry: &str, tag_of: Option<&str>, path: &str) -> Result<Route, Ma
         registry: registry.into(),
         tag_of: tag_of.map(Into::into),
         path: path.into(),
+        naming: if registry == "docker.io" || registry == "d" { Naming::Default } else { Naming::Query },
     }))
+}
+
+#[test]
+fn links_lead_back_here() {
+    let link = "</v2/a/tags/list?last=x&n=2>; rel=\"next\"";
+    let of = |naming| localized(link, "r.io:5000", naming).unwrap();
+    assert_eq!(of(Naming::Query), "</v2/a/tags/list?last=x&n=2&ns=r.io%3A5000>; rel=\"next\"");
+    assert_eq!(of(Naming::Path), "</v2/r.io:5000/a/tags/list?last=x&n=2>; rel=\"next\"");
+    assert_eq!(of(Naming::Default), link);
+    let absolute = localized("<https://r.io/v2/a/tags/list?n=2>; rel=next", "r.io", Naming::Default);
+    assert_eq!(absolute.unwrap(), "</v2/a/tags/list?n=2>; rel=next");
+    assert_eq!(localized("</other>", "r", Naming::Query), None);
+    assert_eq!(localized("nothing", "r", Naming::Query), None);
 }
 
 #[test]

@@ -57,7 +57,61 @@ async fn cached_private_contents_are_not_for_everybody() {
 }
 
 #[tokio::test]
-async fn a_pull_is_checked_by_its_tag_and_manifest_alone() {
+async fn what_came_from_one_registry_is_not_unlocked_by_another() {
+    let (world, registry, evil) = (World::start().await, Registry::start().await, Registry::start().await);
+    let content = bytes(MIB);
+    let layer = registry.blob(PRIVATE, &content, None);
+    let path = blob(&registry, PRIVATE, &layer);
+    world.ask(Method::GET, &path, &[("authorization", TOKEN)]).await.content();
+
+    // It says that it has the content, lists it in a manifest, and has a wrong one of the same length.
+    evil.blob_as("a", &layer, &vec![0; content.len()]);
+    let image =
+        evil.manifest("a", format!("{{\"layers\": [{{\"digest\": \"{layer}\"}}]}}").as_bytes(), "text/x");
+    world.get(&manifest(&evil, "a", &image)).await.content();
+    assert_eq!(world.ask(Method::HEAD, &blob(&evil, "a", &layer), &[]).await.status, 200);
+    for headers in [&[][..], &[("range", "bytes=0-9")], &[("range", "bytes=-9")]] {
+        let answer = world.ask(Method::GET, &blob(&evil, "a", &layer), headers).await;
+        assert!(answer.broken || answer.status >= 400, "{}", answer.status);
+        let own = answer.status >= 400 || answer.body.iter().all(|byte| *byte == 0);
+        assert!(own, "a byte of the private content");
+    }
+    assert!(world.ask(Method::GET, &path, &[("authorization", TOKEN)]).await.content() == content);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_manifest_lists_is_not_in_the_repository_for_that() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let layer = registry.blob(PRIVATE, &bytes(MIB), None);
+    world.ask(Method::GET, &blob(&registry, PRIVATE, &layer), &[("authorization", TOKEN)]).await.content();
+    // As a layer with a foreign URL may be pushed to one's own repository.
+    let json = format!("{{\"layers\": [{{\"digest\": \"{layer}\", \"urls\": [\"https://x.example\"]}}]}}");
+    let image = registry.manifest("public", json.as_bytes(), "text/x");
+    world.get(&manifest(&registry, "public", &image)).await.content();
+    assert_eq!(world.get(&blob(&registry, "public", &layer)).await.status, 404);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn another_name_of_the_same_registry_costs_one_question() {
+    let registry = Registry::start().await;
+    let listed = format!("[\"mirror.example\"]\nupstream = \"http://{}\"", registry.name);
+    let listed = format!("{listed}\n[\"other.example\"]\nupstream = \"http://{}\"", registry.name);
+    let world = World::with_registries(Config::default(), &listed).await;
+    let content = bytes(MIB);
+    let layer = registry.blob("a", &content, None);
+    assert!(world.get(&format!("/v2/a/blobs/{layer}?ns=mirror.example")).await.content() == content);
+    let again = world.get(&format!("/v2/a/blobs/{layer}?ns=other.example")).await;
+    assert_eq!(again.header("x-darter-source"), Some("local"));
+    assert!(again.content() == content);
+    assert_eq!(registry.count(Method::GET, &layer.to_string()), 1);
+    assert_eq!(registry.count(Method::HEAD, &layer.to_string()), 2);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_pull_asks_once_for_each_content() {
     let (world, registry) = (World::start().await, Registry::start().await);
     let layer = registry.blob(PRIVATE, &bytes(MIB), None);
     let json = format!("{{\"layers\": [{{\"digest\": \"{layer}\"}}]}}");
@@ -67,7 +121,12 @@ async fn a_pull_is_checked_by_its_tag_and_manifest_alone() {
     world.ask(Method::GET, &manifest(&registry, PRIVATE, &image), &token).await.content();
     world.ask(Method::GET, &blob(&registry, PRIVATE, &layer), &token).await.content();
     let asked: Vec<_> = registry.seen().into_iter().map(|seen| seen.method).collect();
-    assert_eq!(asked, [Method::HEAD, Method::GET, Method::GET]);
+    assert_eq!(asked[..2], [Method::HEAD, Method::GET]);
+    assert_eq!(registry.count(Method::HEAD, &layer.to_string()), 1);
+    assert_eq!(registry.count(Method::GET, &layer.to_string()), 1);
+    // What was said a moment ago is not asked again.
+    world.ask(Method::GET, &blob(&registry, PRIVATE, &layer), &token).await.content();
+    assert_eq!(registry.seen().len(), 4);
     world.stop().await;
 }
 

@@ -64,6 +64,22 @@ async fn ranges_are_exact_whether_the_blob_is_here_or_not() {
 }
 
 #[tokio::test]
+async fn who_has_a_content_already_is_told_so() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let digest = registry.blob("a", &bytes(MIB), None);
+    let path = blob(&registry, "a", &digest);
+    let tag = format!("\"{digest}\"");
+    for tags in [tag.as_str(), "*", &format!("W/\"x\", {tag}")] {
+        let answer = world.ask(Method::GET, &path, &[("if-none-match", tags)]).await;
+        assert_eq!((answer.status, answer.body.len()), (304, 0), "{tags}");
+        assert_eq!(answer.header("etag"), Some(tag.as_str()));
+    }
+    let other = world.ask(Method::GET, &path, &[("if-none-match", "\"x\"")]).await;
+    assert_eq!(other.content().len(), MIB);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn a_head_starts_no_download() {
     let (world, registry) = (World::start().await, Registry::start().await);
     let content = bytes(MIB);

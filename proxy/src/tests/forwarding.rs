@@ -47,7 +47,9 @@ async fn tags_are_asked_at_the_origin_every_time() {
 async fn lists_and_errors_come_as_the_origin_sends_them() {
     let (world, registry) = (World::start().await, Registry::start().await);
     let list = world.get(&format!("/v2/a/tags/list?n=1&ns={}", registry.name)).await;
-    assert_eq!(list.header("link"), Some("</v2/x>; rel=\"next\""));
+    // A link leads back here, to the same registry.
+    let name = registry.name.replace(':', "%3A");
+    assert_eq!(list.header("link"), Some(format!("</v2/x?ns={name}>; rel=\"next\"").as_str()));
     assert_eq!(list.content(), b"{\"tags\":[\"latest\"]}");
     let missing = world.get(&manifest(&registry, "a", "none")).await;
     assert_eq!((missing.status, missing.header("x-why")), (404, Some("not here")));
@@ -76,6 +78,26 @@ async fn what_is_not_served_says_so() {
     assert_eq!(world.get("/v2/a/tags/list?ns=169.254.169.254").await.code(), "NAME_INVALID");
     assert!(registry.seen().is_empty());
     world.stop().await;
+}
+
+#[tokio::test]
+async fn a_tag_may_outlive_its_origin_where_that_is_configured() {
+    let registry = Registry::start().await;
+    let digest = registry.manifest("a", MANIFEST, INDEX_TYPE);
+    let config = Config { stale_tags: Duration::from_secs(60), ..Config::default() };
+    let (stale, strict) = (World::with(config).await, World::start().await);
+    let (tag, path) = (manifest(&registry, "a", "latest"), manifest(&registry, "a", &digest));
+    for world in [&stale, &strict] {
+        world.ask(Method::HEAD, &tag, &[]).await.content();
+        world.get(&path).await.content();
+    }
+    registry.stop().await;
+    let answer = stale.get(&tag).await;
+    assert_eq!(answer.header("docker-content-digest"), Some(digest.to_string().as_str()));
+    assert_eq!(answer.content(), MANIFEST);
+    assert_eq!(strict.get(&tag).await.status, 502);
+    stale.stop().await;
+    strict.stop().await;
 }
 
 #[tokio::test]

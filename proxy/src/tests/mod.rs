@@ -3,8 +3,10 @@
 mod access;
 mod contents;
 mod faults;
+mod forward_proxy;
 mod forwarding;
 mod registry;
+mod rules;
 mod serving;
 
 use std::{net::SocketAddr, time::Duration};
@@ -38,6 +40,11 @@ impl World {
     }
 
     async fn with(config: Config) -> Self {
+        Self::with_registries(config, "").await
+    }
+
+    /// With registries configured as in TOML; their names are those of tables.
+    async fn with_registries(config: Config, registries: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut of_peer = darter_peer::Config {
             control_socket: dir.path().join("peer.sock"),
@@ -48,6 +55,8 @@ impl World {
         of_peer.store.min_free = 0;
         of_peer.transfer.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         of_peer.origin.first_byte_timeout = Duration::from_secs(5);
+        of_peer.origin.allow = vec!["127.0.0.0/8".parse().unwrap()];
+        of_peer.registries = darter_service::config::parse(registries, "registries").unwrap();
         let shutdown = CancellationToken::new();
         let mut metrics = darter_service::Registry::default();
         let peer = Peer::start(of_peer, None, &mut metrics, shutdown.clone()).await.unwrap();

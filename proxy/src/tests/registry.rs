@@ -95,6 +95,16 @@ impl Registry {
         digest
     }
 
+    /// Bytes under a digest that is not theirs.
+    pub(super) fn blob_as(&self, repository: &str, digest: &Digest, bytes: &[u8]) {
+        self.put(format!("{repository}/blobs/{digest}"), bytes, "application/octet-stream", None);
+    }
+
+    /// A file at `/v2/PATH`.
+    pub(super) fn file(&self, path: &str, bytes: &[u8]) {
+        self.put(path.to_owned(), bytes, "application/x-file", None);
+    }
+
     /// A manifest under its digest and the tag `latest`.
     pub(super) fn manifest(&self, repository: &str, bytes: &[u8], media_type: &'static str) -> Digest {
         let digest = Digest::sha256(bytes);
@@ -172,7 +182,8 @@ fn answer(state: Arc<State>, request: Request<Incoming>) -> Response<Body> {
     if rest.ends_with("/tags/list?n=1") {
         return plain(Response::builder().header("link", "</v2/x>; rel=\"next\""), "{\"tags\":[\"latest\"]}");
     }
-    let Some(stored) = state.stored.lock().get(rest).cloned() else {
+    let name = rest.split("?sig=").next().unwrap();
+    let Some(stored) = state.stored.lock().get(name).cloned() else {
         return plain(
             Response::builder().status(404).header("x-why", "not here"),
             "{\"errors\":[\"from the origin\"]}",

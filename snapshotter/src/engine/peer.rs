@@ -94,7 +94,7 @@ impl Leaves for Content {
 }
 
 async fn document(peer: &Peer, digest: &Digest, source: Source) -> Result<Bytes, TaskError> {
-    let id = TaskId::of_digest(digest);
+    let id = peer.registries().task(&source.url, digest);
     let content = peer.open(Want { id, source: Some(source), class: Class::Demand }).await?;
     let len = content.geometry().await?.len();
     check_len(len, &digest.to_string())?;

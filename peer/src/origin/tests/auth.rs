@@ -144,8 +144,8 @@ fn with_credentials(origin: &BadOrigin) -> Origin {
         upstream: Some(origin.base.clone()),
         username: Some("u".to_owned()),
         password_file: Some(file.path().to_owned()),
-        token_host: None,
+        ..RegistryConfig::default()
     };
     let registries = Registries::new(&BTreeMap::from([("r.example".to_owned(), registry)])).unwrap();
-    Origin::new(&config(), registries, Limits::default()).unwrap()
+    Origin::new(&config(), registries, Limits::default())
 }

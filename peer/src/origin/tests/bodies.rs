@@ -183,7 +183,7 @@ async fn who_cannot_be_reached_and_whose_tls_is_bad_is_told_apart() {
 async fn connections_to_one_origin_are_limited() {
     let origin = BadOrigin::start(|_, _| Reply::content(&content(1000), "\"a\"")).await;
     let config = OriginConfig { connections: 1, first_byte_timeout: Duration::from_millis(300), ..config() };
-    let client = Origin::new(&config, Registries::default(), Limits::default()).unwrap();
+    let client = Origin::new(&config, Registries::new(&BTreeMap::new()).unwrap(), Limits::default());
     let running = client.get(&source(&origin.base), None).await.unwrap();
     let error = client.get(&source(&origin.base), None).await.unwrap_err();
     assert!(matches!(error, OriginError::Timeout { .. }), "{error:?}");

@@ -1,0 +1,120 @@
+//! Whole URLs, and tunnels.
+
+use super::*;
+use crate::{Action, ForwardConfig, RuleConfig};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+fn config(rules: Vec<RuleConfig>) -> Config {
+    Config { rules, forward: ForwardConfig { enable: true, ..ForwardConfig::default() }, ..Config::default() }
+}
+
+fn p2p() -> RuleConfig {
+    RuleConfig { url: Some("/files/".into()), ignored_query: vec!["sig".into()], ..RuleConfig::default() }
+}
+
+/// A file at an origin that is no registry; the small registry knows only `/v2/`.
+fn file(registry: &Registry, content: &[u8]) -> String {
+    registry.file("files/model", content);
+    format!("http://{}/v2/files/model", registry.name)
+}
+
+#[tokio::test]
+async fn it_is_off_until_it_is_asked_for() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let answer = world.get(&file(&registry, b"x")).await;
+    assert_eq!(answer.status, 403);
+    assert!(registry.seen().is_empty());
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_a_rule_names_comes_once_whatever_its_signature() {
+    let (world, registry) = (World::with(config(vec![p2p()])).await, Registry::start().await);
+    let content = bytes(2 * MIB + 3);
+    let url = file(&registry, &content);
+    for (signature, source) in [("a", "origin"), ("b", "local")] {
+        let answer = world.get(&format!("{url}?sig={signature}")).await;
+        assert_eq!(answer.header("x-darter-source"), Some(source));
+        assert!(answer.header("x-dragonfly-task-id").is_some());
+        assert!(answer.content() == content);
+    }
+    let part = world.ask(Method::GET, &url, &[("range", "bytes=-5")]).await;
+    assert_eq!(part.header("content-range"), Some("bytes 2097150-2097154/2097155"));
+    assert!(part.content() == content[content.len() - 5..]);
+    let tag = format!("\"{}\"", Digest::sha256(&content));
+    assert_eq!(world.ask(Method::GET, &url, &[("if-none-match", &tag)]).await.status, 304);
+    let head = world.ask(Method::HEAD, &url, &[]).await;
+    assert_eq!(head.header("content-length"), Some("2097155"));
+    // One fetch of the whole; the others only asked for its description.
+    let whole = registry.seen().into_iter().filter(|seen| !seen.headers.contains_key("range"));
+    assert_eq!(whole.count(), 1);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_file_is_another_one_and_a_refusal_is_the_origin_s() {
+    let (world, registry) = (World::with(config(vec![p2p()])).await, Registry::start().await);
+    let url = file(&registry, b"first");
+    assert_eq!(world.get(&url).await.content(), b"first");
+    assert_eq!(world.get(&file(&registry, b"second")).await.content(), b"second");
+    assert_eq!(world.get(&format!("http://{}/v2/files/none", registry.name)).await.status, 404);
+    registry.file("private/files/secret", b"secret");
+    let secret = format!("http://{}/v2/private/files/secret", registry.name);
+    let token = [("authorization", TOKEN)];
+    assert_eq!(world.ask(Method::GET, &secret, &token).await.content(), b"secret");
+    assert_eq!(world.get(&secret).await.status, 401);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_no_rule_names_is_passed_on_as_it_is() {
+    let deny = RuleConfig { url: Some("/denied".into()), action: Action::Deny, ..RuleConfig::default() };
+    let (world, registry) = (World::with(config(vec![deny])).await, Registry::start().await);
+    let url = file(&registry, b"content");
+    let headers = [("cookie", "c"), ("x-dragonfly-tag", "t"), ("proxy-authorization", "Basic eA==")];
+    let answer = world.ask(Method::GET, &url, &headers).await;
+    assert_eq!(answer.header("x-darter-source"), Some("origin"));
+    assert_eq!(answer.content(), b"content");
+    let seen = registry.seen().remove(0);
+    assert_eq!(seen.headers["cookie"], "c");
+    assert!(
+        !seen.headers.contains_key("x-dragonfly-tag") && !seen.headers.contains_key("proxy-authorization")
+    );
+    assert_eq!(world.ask(Method::POST, &url, &[]).await.status, 200);
+    assert_eq!(world.get(&format!("http://{}/denied", registry.name)).await.status, 403);
+    assert_eq!(world.get("http://169.254.169.254/latest/meta-data/").await.status, 400);
+    // Dragonfly's clients may ask for peers by a header.
+    let wish = [("x-dragonfly-use-p2p", "true")];
+    for source in ["origin", "local"] {
+        assert_eq!(world.ask(Method::GET, &url, &wish).await.header("x-darter-source"), Some(source));
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn connect_opens_a_tunnel_where_it_may() {
+    let registry = Registry::start().await;
+    let port = registry.name.rsplit_once(':').unwrap().1.parse().unwrap();
+    let forward = ForwardConfig { enable: true, ports: vec![port] };
+    let world = World::with(Config { forward, ..Config::default() }).await;
+    let connect = async |authority: &str| {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        let head = format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = vec![];
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        (String::from_utf8(answer).unwrap(), stream)
+    };
+    let (answer, mut stream) = connect(&registry.name).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stream.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut through = String::new();
+    stream.read_to_string(&mut through).await.unwrap();
+    assert!(through.contains("no token for you") || through.starts_with("HTTP/1.1 "), "{through}");
+    for refused in ["127.0.0.1:1", "169.254.169.254:443"] {
+        assert!(!connect(refused).await.0.starts_with("HTTP/1.1 200"), "{refused}");
+    }
+    world.stop().await;
+}

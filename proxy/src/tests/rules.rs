@@ -1,0 +1,48 @@
+//! Rules for registries.
+
+use super::*;
+use crate::{Action, RuleConfig, server::Server};
+
+fn rule(repository: &str, action: Action) -> RuleConfig {
+    RuleConfig { repository: Some(repository.into()), action, ..RuleConfig::default() }
+}
+
+#[tokio::test]
+async fn rules_choose_between_peers_origin_and_nothing() {
+    let registry = Registry::start().await;
+    let rules = vec![rule("denied/*", Action::Deny), rule("direct/*", Action::Direct)];
+    let world = World::with(Config { rules, ..Config::default() }).await;
+    let content = bytes(MIB);
+    for repository in ["denied/a", "direct/a", "other/a"] {
+        let path = blob(&registry, repository, &registry.blob(repository, &content, None));
+        let answers = [world.get(&path).await, world.get(&path).await];
+        let said =
+            answers.each_ref().map(|answer| answer.header("x-darter-source").unwrap_or("none").to_owned());
+        match repository {
+            "denied/a" => assert_eq!((answers[0].status, answers[0].code().as_str()), (403, "DENIED")),
+            "direct/a" => assert_eq!(said, ["origin", "origin"]),
+            _ => assert_eq!(said, ["origin", "local"]),
+        }
+    }
+    assert_eq!(world.get(&manifest(&registry, "denied/a", "latest")).await.status, 403);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &world.metrics).unwrap();
+    for line in [
+        "darter_proxy_decisions_total{p2p=\"no\",why=\"rule\"} 2",
+        "darter_proxy_decisions_total{p2p=\"yes\",why=\"default\"} 2",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn rules_can_change_while_it_serves() {
+    let world = World::start().await;
+    let mut metrics = darter_service::Registry::default();
+    let server = Server::new(Config::default(), world.peer.clone(), &mut metrics).unwrap();
+    let bad = RuleConfig { url: Some("(".into()), ..RuleConfig::default() };
+    assert!(server.reload(&Config { rules: vec![bad], ..Config::default() }).is_err());
+    server.reload(&Config { rules: vec![rule("a", Action::Deny)], ..Config::default() }).unwrap();
+    world.stop().await;
+}
