@@ -4,6 +4,7 @@ mod config;
 mod control;
 mod get;
 mod image;
+mod keeper;
 mod peer;
 mod status;
 
@@ -33,6 +34,8 @@ enum Command {
     Scheduler(Role),
     /// Run a peer: the node's registry mirror, snapshotter and store; a seed peer with `seed = true`.
     Peer(Role),
+    /// Hold the mounts of lazy layers while this node's peer restarts; started by the peer.
+    Keeper(keeper::Keeper),
     /// Fetch a URL through this node's peer, and so through all others.
     Get(get::Get),
     /// Work with container images.
@@ -64,6 +67,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
+    // Small: it holds one descriptor and needs none of what follows.
+    if let Command::Keeper(keeper) = command {
+        return keeper.run();
+    }
     // One TLS provider in the whole process; a second call could only come from a test.
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
     let runtime =
@@ -85,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 telemetry::init(&config.log)?;
                 peer::run(config, &role.config, shutdown::on_signals()?).await
             }
+            Command::Keeper(keeper) => keeper.run(),
             Command::Get(get) => get.run().await,
             Command::Image(image) => image.run().await,
             Command::Status(status) => status.run().await,

@@ -13,7 +13,7 @@ use crate::{
     engine::Engine,
     image::LayerRequest,
     images::{Images, ReadyLayer},
-    lazy::{self, LayerStatus, Layers},
+    lazy::{self, LayerStatus, Layers, keeper},
     metrics::{Metrics, PrepareOutcome},
     snapshots::{
         Filters, Kind, LabelUpdate, Labels, Lazy, Owner, Parent, Record, SnapshotError, Snapshots,
@@ -43,18 +43,25 @@ pub(crate) struct Core {
 
 impl Core {
     /// Opens what is under the configured root.
-    pub(crate) async fn start(config: &Config, engine: Arc<dyn Engine>, metrics: Metrics) -> Result<Self> {
+    pub(crate) async fn start(
+        config: &Config,
+        engine: Arc<dyn Engine>,
+        metrics: Metrics,
+        start_keeper: keeper::Start,
+    ) -> Result<Self> {
         let root = config.root.clone();
-        let snapshots = blocking(move || {
-            lazy::detach_stale(&root)
-                .map_err(SnapshotError::io("cannot detach the mounts of an earlier run"))?;
-            Snapshots::open(&root)
-        });
-        let snapshots = Arc::new(snapshots.await?);
+        let snapshots = Arc::new(blocking(move || Snapshots::open(&root)).await?);
         let needed = config.lazy || !snapshots.layers()?.is_empty();
         let layers = if needed {
-            Layers::start(config, engine.clone(), metrics.clone()).await.map_err(|err| err.to_string())
+            let layers = Layers::start(config, engine.clone(), metrics.clone(), start_keeper).await;
+            layers.map_err(|err| err.to_string())
         } else {
+            let root = config.root.clone();
+            let detached = blocking(move || {
+                let unusable = SnapshotError::io("cannot detach the mounts of an earlier run");
+                lazy::detach_stale(&root).map_err(unusable)
+            });
+            detached.await?;
             Err("lazy layers are switched off".to_owned())
         };
         if let (true, Err(reason)) = (needed, &layers) {
@@ -191,13 +198,14 @@ impl Core {
         self.layers.as_ref().map(|layers| layers.status()).unwrap_or_default()
     }
 
-    /// Saves everything and unmounts what no container uses.
+    /// Saves everything, and unmounts the layers if no container can be using one.
     pub(crate) async fn stop(&self) {
         if let Some(images) = &self.images {
             images.stop().await;
         }
         if let Ok(layers) = &self.layers {
-            layers.stop().await;
+            let snapshots = self.snapshots.clone();
+            layers.stop(blocking(move || snapshots.use_layers()).await.unwrap_or(true)).await;
         }
         self.stopping.cancel();
         self.tasks.close();

@@ -21,4 +21,5 @@ mod snapshots;
 mod tests;
 
 pub use config::Config;
+pub use lazy::keeper;
 pub use server::{ServeError, Snapshotter, serve};

@@ -11,6 +11,7 @@ use std::{
 use darter_peer::Peer;
 use darter_proto::{MAX_MESSAGE_LEN, peer::Layer, snapshots::snapshots_server::SnapshotsServer};
 use darter_service::Registry;
+use parking_lot::Mutex;
 use tokio::{
     net::{UnixListener, UnixStream},
     time::sleep,
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use crate::{config::Config, core::Core, engine::Engine, metrics::Metrics, service::Service};
+use crate::{config::Config, core::Core, engine::Engine, lazy::keeper, metrics::Metrics, service::Service};
 
 /// How long requests may go on after the shutdown began.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
@@ -30,6 +31,8 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Snapshotter {
     core: Arc<Core>,
     socket: PathBuf,
+    /// Listens there already; taken by [`Self::run`].
+    listener: Arc<Mutex<Option<UnixListener>>>,
 }
 
 /// Why the snapshotter cannot be served.
@@ -70,23 +73,30 @@ pub async fn serve(
 }
 
 impl Snapshotter {
-    /// Opens the snapshots and makes lazy layers ready to be mounted.
+    /// Opens the snapshots, makes lazy layers ready to be mounted and listens on the socket; needs no network.
     ///
     /// # Errors
-    /// If the directory cannot be used.
+    /// If the directory or the socket cannot be used.
     pub async fn start(config: &Config, peer: Peer, metrics: &mut Registry) -> Result<Self, ServeError> {
-        Self::with_engine(config, Arc::new(peer), Metrics::register(metrics)).await
+        Self::with_engine(config, Arc::new(peer), Metrics::register(metrics), keeper::start).await
     }
 
     pub(crate) async fn with_engine(
         config: &Config,
         engine: Arc<dyn Engine>,
         metrics: Metrics,
+        start_keeper: keeper::Start,
     ) -> Result<Self, ServeError> {
         let refuse = |reason: String| ServeError::Root { root: config.root.clone(), reason };
         prepare_root(&config.root).map_err(&refuse)?;
-        let core = Core::start(config, engine, metrics).await.map_err(|err| refuse(err.to_string()))?;
-        Ok(Self { core: Arc::new(core), socket: config.socket.clone() })
+        let core = Core::start(config, engine, metrics, start_keeper)
+            .await
+            .map_err(|err| refuse(err.to_string()))?;
+        let listener = bind(&config.socket).await;
+        let listener =
+            listener.map_err(|source| ServeError::Listen { socket: config.socket.clone(), source })?;
+        let listener = Arc::new(Mutex::new(Some(listener)));
+        Ok(Self { core: Arc::new(core), socket: config.socket.clone(), listener })
     }
 
     /// The lazy layers of this node, for `darter status`.
@@ -104,7 +114,7 @@ impl Snapshotter {
     /// Serves containerd until the shutdown; then unmounts what no container uses.
     ///
     /// # Errors
-    /// If the socket cannot be used, or the gRPC server fails.
+    /// If the gRPC server fails.
     pub async fn run(&self, shutdown: CancellationToken) -> Result<(), ServeError> {
         let result = self.listen(shutdown).await;
         self.core.stop().await;
@@ -112,9 +122,7 @@ impl Snapshotter {
     }
 
     async fn listen(&self, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let listener = bind(&self.socket).await;
-        let listener =
-            listener.map_err(|source| ServeError::Listen { socket: self.socket.clone(), source })?;
+        let Some(listener) = self.listener.lock().take() else { return Ok(()) };
         info!(socket = %self.socket.display(), "serving containerd's snapshots");
         let service = SnapshotsServer::new(Service::new(self.core.clone()))
             .max_decoding_message_size(MAX_MESSAGE_LEN)

@@ -1,6 +1,6 @@
 //! Image references: which registry, which repository, which tag or digest.
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 use darter_peer::Digest;
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,12 @@ pub(crate) struct Reference {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an image reference with a registry, a repository and a tag or digest")]
 pub(crate) struct InvalidReference(String);
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.name)
+    }
+}
 
 impl FromStr for Reference {
     type Err = InvalidReference;

@@ -30,6 +30,12 @@ pub(super) fn is_mounted(target: &Path) -> bool {
     rustix::fs::statfs(target).is_ok_and(|fs| u64::try_from(fs.f_type) == Ok(EROFS_SUPER_MAGIC))
 }
 
+/// Whether something is mounted at `target`, found out without touching it.
+pub(super) fn is_mount_point(target: &Path) -> io::Result<bool> {
+    let parent = target.parent().unwrap_or(target);
+    Ok(mounts_below(parent, &fs::read_to_string("/proc/self/mountinfo")?).iter().any(|point| point == target))
+}
+
 /// Unmounts what is at `target`. An overlay that stands on it keeps what it has.
 pub(super) fn unmount(target: &Path) -> io::Result<()> {
     match rustix::mount::unmount(target, UnmountFlags::NOFOLLOW) {

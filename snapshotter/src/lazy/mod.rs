@@ -4,18 +4,21 @@
 //! a FUSE file system serves ([`fuse`]). So the kernel answers everything about names and attributes by itself, and the
 //! node is asked for ranges of raw bytes only ([`layer`]), which it keeps in a sparse file ([`raw`]) and completes in
 //! the background ([`fill`]). What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody.
+//! While the daemon is away the [`keeper`] holds the file system, so that reads wait for the next daemon.
 
 mod erofs;
 mod files;
 mod fill;
 mod fuse;
+pub mod keeper;
 mod known;
 mod layer;
 mod probe;
 mod raw;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
+    ffi::OsStr,
     fs::{self, DirBuilder},
     io,
     os::unix::fs::DirBuilderExt,
@@ -25,8 +28,14 @@ use std::{
 };
 
 use darter_peer::{Digest, TaskError};
+use darter_service::backoff::Backoff;
 use parking_lot::Mutex;
-use tokio::{runtime::Handle, sync::Semaphore, task::JoinError, time::timeout};
+use tokio::{
+    runtime::Handle,
+    sync::Semaphore,
+    task::JoinError,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, info, warn};
 
@@ -36,6 +45,7 @@ use self::{
     files::LayerDir,
     fill::Filled,
     fuse::{FuseMount, LayersFs},
+    keeper::Keeper,
     known::Known,
     layer::LazyLayer,
 };
@@ -55,9 +65,15 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 const MOUNT_DEADLINE: Duration = Duration::from_secs(20);
 /// How long reads that wait for leaves may hold up the shutdown.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// How long to wait before a keeper that ended is replaced, at first and at most.
+const KEEPER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+
+/// What is so while there is no keeper.
+const WITHOUT_KEEPER: &str = "there is no keeper: if this process is killed, containers on lazy layers break";
 
 /// All lazy layers of the node.
 pub(crate) struct Layers {
+    root: PathBuf,
     layers_dir: PathBuf,
     mounts_dir: PathBuf,
     fill: bool,
@@ -70,6 +86,14 @@ pub(crate) struct Layers {
     tasks: TaskTracker,
     stopping: CancellationToken,
     metrics: Metrics,
+}
+
+/// The FUSE file system as a start finds or makes it.
+struct Opened {
+    fuse: FuseMount,
+    keeper: Option<Keeper>,
+    /// It is that of an earlier run.
+    is_taken_over: bool,
 }
 
 /// Why a layer cannot be mounted.
@@ -97,11 +121,13 @@ pub(crate) struct LayerStatus {
 }
 
 impl Layers {
-    /// Mounts the FUSE file system, finds the layers that an earlier run left on disk, and tries whether all works here.
+    /// Mounts the FUSE file system, or takes over the one of an earlier run from the keeper, with the layers that are on
+    /// disk. Tries whether all works here if no earlier run did.
     pub(crate) async fn start(
         config: &Config,
         engine: Arc<dyn Engine>,
         metrics: Metrics,
+        start_keeper: keeper::Start,
     ) -> Result<Arc<Self>, LazyError> {
         let known = Arc::new(Known::default());
         let tasks = TaskTracker::new();
@@ -113,31 +139,35 @@ impl Layers {
             read_timeout: config.read_timeout,
             metrics: metrics.clone(),
         };
-        let root = config.root.clone();
-        let (known_too, engine_too) = (known.clone(), engine.clone());
-        let fuse = blocking("mounting the FUSE file system", move || {
+        let (root, known_too, engine_too) = (config.root.clone(), known.clone(), engine.clone());
+        let opened = blocking("mounting the FUSE file system", move || {
             load_all(&root, &known_too, &engine_too)?;
-            FuseMount::mount(&root.join("fuse"), fs)
+            open_fuse(&root, fs, start_keeper)
         });
+        let Opened { fuse, keeper, is_taken_over } = opened.await?;
         let layers = Arc::new(Self {
+            root: config.root.clone(),
             layers_dir: config.root.join("layers"),
             mounts_dir: config.root.join("mnt"),
             fill: config.fill,
             engine,
             known,
-            fuse: Mutex::new(Some(fuse.await?)),
+            fuse: Mutex::new(Some(fuse)),
             changing: tokio::sync::Mutex::default(),
             filled_at_once: Semaphore::new(FILLED_AT_ONCE),
             tasks,
             stopping: CancellationToken::new(),
             metrics,
         });
-        if let Err(reason) = probe::probe(&layers).await {
-            layers.stop().await;
+        if is_taken_over {
+            layers.adopt_mounts().await;
+        } else if let Err(reason) = probe::probe(&layers).await {
+            layers.stop(false).await;
             return Err(LazyError::Refused(format!("EROFS over FUSE does not work here: {reason}")));
         }
         layers.spawn(Self::save_regularly);
         layers.spawn(Self::pin_all);
+        layers.spawn(|layers| layers.watch_keeper(keeper, start_keeper));
         Ok(layers)
     }
 
@@ -192,13 +222,19 @@ impl Layers {
         found.await
     }
 
-    /// Mounts a layer, if it is not mounted already, and says where.
+    /// Mounts a layer, if it is not mounted already, has it filled, and says where it is.
     pub(crate) async fn mount(self: &Arc<Self>, reference: &LayerRef) -> Result<PathBuf, LazyError> {
         let (layers, reference) = (self.clone(), reference.clone());
-        self.whole(async move { layers.mount_now(&reference).await }).await
+        self.whole(async move { layers.mount_now(&reference, layers.fill).await }).await
     }
 
-    async fn mount_now(self: Arc<Self>, reference: &LayerRef) -> Result<PathBuf, LazyError> {
+    /// Mounts a layer and fetches nothing of it but what is read.
+    async fn mount_only(self: &Arc<Self>, reference: &LayerRef) -> Result<PathBuf, LazyError> {
+        let (layers, reference) = (self.clone(), reference.clone());
+        self.whole(async move { layers.mount_now(&reference, false).await }).await
+    }
+
+    async fn mount_now(self: &Arc<Self>, reference: &LayerRef, fill: bool) -> Result<PathBuf, LazyError> {
         let layer = match self.known.get(&reference.diff_id) {
             Some(layer) => layer,
             None => self.recover(reference).await?,
@@ -217,16 +253,46 @@ impl Layers {
             erofs::mount(&mounting.dir.index(), &device, &at).map(|()| true)
         });
         if mounted.await? {
-            info!(layer = %layer.reference.diff_id, at = %target.display(), "mounted");
-            if !layer.mounted.swap(true, Ordering::Relaxed) {
-                self.metrics.mounted.inc();
-            }
-            if self.fill {
-                let filled = layer.clone();
-                self.spawn(|layers| layers.fill_one(filled));
-            }
+            debug!(layer = %layer.reference.diff_id, at = %target.display(), "mounted");
+            self.now_mounted(&layer, fill);
         }
         Ok(target)
+    }
+
+    fn now_mounted(self: &Arc<Self>, layer: &Arc<LazyLayer>, fill: bool) {
+        if !layer.mounted.swap(true, Ordering::Relaxed) {
+            self.metrics.mounted.inc();
+        }
+        if fill {
+            let layer = layer.clone();
+            self.spawn(|layers| layers.fill_one(layer));
+        }
+    }
+
+    /// Goes on with the mounts of an earlier run, and unmounts those that belong to no layer any more.
+    async fn adopt_mounts(self: &Arc<Self>) {
+        let dir = self.mounts_dir.clone();
+        let mounts = blocking("reading the mounts", move || {
+            fs::read_dir(dir)?.map(|point| Ok(point?.path())).collect::<io::Result<Vec<PathBuf>>>()
+        });
+        let mounts = mounts.await.unwrap_or_else(|error| {
+            warn!(%error, "the mounts of the earlier run are not known");
+            Vec::new()
+        });
+        let all = self.known.all();
+        let by_name: HashMap<String, &Arc<LazyLayer>> =
+            all.iter().map(|layer| (layer.id.to_string(), layer)).collect();
+        for point in mounts {
+            let name = point.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            match by_name.get(name).filter(|_| erofs::is_mounted(&point)) {
+                Some(layer) => self.now_mounted(layer, self.fill),
+                None => {
+                    let unmounted = blocking("unmounting a layer", move || erofs::unmount(&point)).await;
+                    unmounted.unwrap_or_else(|error| warn!(%error, "an unused layer stays mounted"));
+                }
+            }
+        }
+        info!(layers = all.len(), "took over the mounts of the earlier run");
     }
 
     /// Removes layers that no snapshot needs, unless they are held by now.
@@ -257,22 +323,27 @@ impl Layers {
         self.known.all().into_iter().map(status).collect()
     }
 
-    /// Saves everything and unmounts what no container uses.
-    pub(crate) async fn stop(&self) {
+    /// Saves everything. What is `in_use` stays mounted, and reads wait for the next daemon; otherwise all is unmounted.
+    pub(crate) async fn stop(&self, in_use: bool) {
         self.stopping.cancel();
         self.tasks.close();
         if timeout(STOP_DEADLINE, self.tasks.wait()).await.is_err() {
-            warn!("reads of layers are still waiting for bytes; they fail now");
+            info!("reads of layers are still waiting for bytes; the next daemon answers them");
         }
         for layer in self.known.all() {
-            self.unmount_or_warn(&layer).await;
+            if !in_use {
+                self.unmount_or_warn(&layer).await;
+            }
             save(&layer).await;
         }
         let fuse = self.fuse.lock().take();
+        if in_use {
+            return;
+        }
         let unmounted =
             blocking("unmounting the FUSE file system", || fuse.map_or(Ok(()), FuseMount::unmount));
         if let Err(error) = unmounted.await {
-            warn!(%error, "containers still use lazy layers; their reads fail until they are started again");
+            info!(%error, "something still uses lazy layers; they stay mounted for the next daemon");
         }
     }
 
@@ -358,9 +429,32 @@ impl Layers {
         }
     }
 
+    /// Replaces the keeper whenever it ends, as long as there is something to keep.
+    async fn watch_keeper(self: Arc<Self>, mut keeper: Option<Keeper>, start: keeper::Start) {
+        let mut backoff = Backoff::new(KEEPER_RETRY.0, KEEPER_RETRY.1);
+        loop {
+            if let Some(keeper) = keeper.take() {
+                let ended = keeper.ended().await;
+                warn!(?ended, "the keeper has ended; another one takes its place");
+            }
+            sleep(backoff.wait()).await;
+            let device = self.fuse.lock().as_ref().map(|fuse| fuse.device().try_clone());
+            let Some(Ok(device)) = device else { continue };
+            let root = self.root.clone();
+            let opened = blocking("starting a keeper", move || {
+                let (keeper, _) = Keeper::open(&root, start)?;
+                keeper.keep(&device).map(|()| keeper)
+            });
+            match opened.await {
+                Ok(new) => keeper = Some(new),
+                Err(error) => warn!(%error, "{WITHOUT_KEEPER}"),
+            }
+        }
+    }
+
     async fn save_regularly(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(SAVE_INTERVAL).await;
+            sleep(SAVE_INTERVAL).await;
             for layer in self.known.all() {
                 save(&layer).await;
             }
@@ -378,7 +472,8 @@ impl Layers {
 /// Prepares the directories and loads every layer that is usable; others are gotten again when they are needed.
 fn load_all(root: &Path, known: &Known, engine: &Arc<dyn Engine>) -> io::Result<()> {
     let layers = root.join("layers");
-    for dir in [&layers, &root.join("mnt"), &root.join("fuse")] {
+    // Not that of the FUSE file system: looking at it would wait for an answer.
+    for dir in [&layers, &root.join("mnt")] {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
     for dir in LayerDir::all(&layers)? {
@@ -396,7 +491,31 @@ fn load_all(root: &Path, known: &Known, engine: &Arc<dyn Engine>) -> io::Result<
     Ok(())
 }
 
-/// Detaches what a killed run left mounted below `root`. Blocks.
+/// Takes over what the keeper holds, or mounts the file system anew and hands it to the keeper.
+fn open_fuse(root: &Path, fs: LayersFs, start_keeper: keeper::Start) -> io::Result<Opened> {
+    let path = root.join("fuse");
+    let (keeper, held) = match Keeper::open(root, start_keeper) {
+        Ok((keeper, held)) => (Some(keeper), held),
+        Err(error) => {
+            warn!(%error, "{WITHOUT_KEEPER}");
+            (None, None)
+        }
+    };
+    if let Some(device) = held.filter(fuse::is_connected)
+        && erofs::is_mount_point(&path)?
+    {
+        return Ok(Opened { fuse: FuseMount::take_over(&path, device, fs)?, keeper, is_taken_over: true });
+    }
+    detach_stale(root)?;
+    let fuse = FuseMount::mount(&path, fs)?;
+    let keeper = keeper.filter(|keeper| {
+        let kept = keeper.keep(fuse.device());
+        kept.inspect_err(|error| warn!(%error, "{WITHOUT_KEEPER}")).is_ok()
+    });
+    Ok(Opened { fuse, keeper, is_taken_over: false })
+}
+
+/// Detaches what an earlier run left mounted below `root` and nobody kept. Blocks.
 pub(crate) fn detach_stale(root: &Path) -> io::Result<()> {
     let detached = erofs::detach_stale(root)?;
     if detached > 0 {

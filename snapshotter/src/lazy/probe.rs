@@ -43,7 +43,7 @@ pub(super) async fn probe(layers: &Arc<Layers>) -> Result<(), String> {
         .map_err(|err| err.to_string())?
         .map_err(|err| format!("a test layer cannot be made: {err}"))?;
     drop(layers.add(&reference, layer).await.map_err(|err| err.to_string())?);
-    let read = match layers.mount(&reference).await {
+    let read = match layers.mount_only(&reference).await {
         Ok(dir) => tokio::task::spawn_blocking(move || fs::read(dir.join(NAME))).await,
         Err(error) => Ok(Err(io::Error::other(error))),
     };

@@ -245,6 +245,18 @@ impl Snapshots {
         Ok(self.store.all()?.into_iter().filter_map(|(_, record)| Some(record.lazy?.layer.diff_id)).collect())
     }
 
+    /// Whether a container may be using a lazy layer: there is an active snapshot or a view above one.
+    pub(crate) fn use_layers(&self) -> Result<bool> {
+        for (_, record) in self.store.all()? {
+            let above = record.kind != Kind::Committed;
+            if above && self.parents(&record.parent)?.iter().any(|parent| matches!(parent, Parent::Layer(_)))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Puts all directories aside that belong to no snapshot.
     pub(crate) fn discard_orphans(&self) -> Result<()> {
         // Inside a write transaction, because directories are made in one.

@@ -5,6 +5,7 @@ use std::{
     ffi::CString,
     fs,
     future::pending,
+    ops::Deref,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -35,7 +36,7 @@ use crate::{
     Config, Snapshotter,
     engine::{Engine, Leaves, OpenLayer},
     image::Repository,
-    lazy::{LayerRef, detach_stale},
+    lazy::{LayerRef, detach_stale, keeper},
     metrics::Metrics,
     snapshots::Labels,
 };
@@ -46,12 +47,17 @@ pub(super) struct Home {
     _removed: Option<TempDir>,
 }
 
-/// A running snapshotter and a client of it.
+/// A running snapshotter, in this process, and a client of it.
 pub(super) struct Daemon {
     pub(super) snapshotter: Snapshotter,
-    pub(super) client: SnapshotsClient<Channel>,
+    client: Client,
     task: JoinHandle<()>,
     shutdown: CancellationToken,
+}
+
+/// containerd's side of a snapshotter's socket.
+pub(super) struct Client {
+    pub(super) client: SnapshotsClient<Channel>,
 }
 
 /// A peer and the registry behind it, in memory.
@@ -117,18 +123,12 @@ impl Drop for Home {
 
 impl Daemon {
     pub(super) async fn start(config: &Config, peer: Arc<FakePeer>) -> Self {
-        let snapshotter = Snapshotter::with_engine(config, peer, Metrics::default()).await.unwrap();
+        let snapshotter =
+            Snapshotter::with_engine(config, peer, Metrics::default(), start_keeper).await.unwrap();
         let shutdown = CancellationToken::new();
         let (running, stop) = (snapshotter.clone(), shutdown.clone());
         let task = tokio::spawn(async move { running.run(stop).await.unwrap() });
-        let channel = loop {
-            // A killed snapshotter's socket is there, but nobody listens on it.
-            match containerd_client::connect(&config.socket).await {
-                Ok(channel) => break channel,
-                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-            }
-        };
-        Self { snapshotter, client: SnapshotsClient::new(channel), task, shutdown }
+        Self { snapshotter, client: Client::connect(config).await, task, shutdown }
     }
 
     /// A daemon for ordinary snapshots only.
@@ -140,6 +140,34 @@ impl Daemon {
         self.shutdown.cancel();
         drop(self.client);
         self.task.await.unwrap();
+    }
+}
+
+impl Deref for Daemon {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// A keeper in this process: it ends with the test.
+pub(super) fn start_keeper(dir: &Path) -> std::io::Result<()> {
+    let dir = dir.to_owned();
+    std::thread::spawn(move || keeper::keep(&dir, false));
+    Ok(())
+}
+
+impl Client {
+    /// Waits until somebody listens.
+    pub(super) async fn connect(config: &Config) -> Self {
+        loop {
+            // A killed snapshotter's socket is there, but nobody listens on it.
+            match containerd_client::connect(&config.socket).await {
+                Ok(channel) => return Self { client: SnapshotsClient::new(channel) },
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
     }
 
     pub(super) async fn prepare(&self, key: &str, parent: &str) -> Result<Vec<Mount>, Status> {

@@ -8,7 +8,7 @@ use containerd_client::{
 };
 use darter_peer::Digest;
 
-use super::harness::{Daemon, FakePeer, Home, Mounted, code};
+use super::harness::{Client, FakePeer, Home, Mounted, code};
 use crate::{engine::OpenLayer, lazy::open_layer, snapshots::Labels};
 
 /// An image in the registry.
@@ -51,7 +51,7 @@ impl Image {
     }
 
     /// Pulls the image as containerd does, all of it lazily, and returns the name of the top snapshot.
-    pub(super) async fn pull(&self, daemon: &Daemon) -> String {
+    pub(super) async fn pull(&self, daemon: &Client) -> String {
         let mut parent = String::new();
         for at in 0..self.chain.len() {
             let prepared = daemon.prepare_with(&format!("extract {at}"), &parent, self.labels(at)).await;

@@ -208,6 +208,7 @@ async fn a_complete_layer_needs_nobody_after_a_restart() {
     while daemon.snapshotter.status().iter().any(|layer| layer.raw_held < layer.raw_len) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    daemon.remove("container").await.unwrap();
     daemon.stop().await;
     assert_eq!(fs::read_dir(home.config().root.join("fuse")).unwrap().count(), 0, "nothing stays mounted");
 
@@ -217,7 +218,7 @@ async fn a_complete_layer_needs_nobody_after_a_restart() {
     assert!(
         daemon.snapshotter.status().iter().all(|layer| !layer.mounted && layer.raw_held == layer.raw_len)
     );
-    let active = mounted(&home, daemon.mounts("container").await).await;
+    let active = mounted(&home, daemon.prepare("container", &top).await).await;
     assert_eq!(read(active.path().join("file")).await.unwrap(), content);
     // A second image of the same layers: known here, so nobody is asked for them either.
     assert_eq!(code(daemon.prepare_with("again", "", image.labels(0)).await), Code::AlreadyExists);

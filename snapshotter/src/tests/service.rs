@@ -144,8 +144,9 @@ async fn a_second_snapshotter_does_not_take_the_socket() {
         &config,
         std::sync::Arc::new(super::harness::FakePeer::default()),
         crate::metrics::Metrics::default(),
+        super::harness::start_keeper,
     );
-    let error = second.await.unwrap().run(Default::default()).await.unwrap_err();
+    let error = second.await.unwrap_err();
     assert!(error.to_string().contains("another snapshotter"), "{error}");
     daemon.stat("none").await.unwrap_err();
     daemon.stop().await;

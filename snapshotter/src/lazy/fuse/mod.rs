@@ -4,42 +4,38 @@
 //! The files never change, so the kernel may keep whatever it has read. A read whose bytes are here is answered at once
 //! by the thread that got it; any other one is answered by a task of the runtime, within a deadline.
 
+mod mount;
+
 use std::{
     collections::HashMap,
     ffi::OsStr,
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    io,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use darter_peer::Digest;
 use fuser::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, Notifier, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request, Session, SessionACL,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
 use parking_lot::Mutex;
-use rustix::fs::{major, minor};
 use tokio::{runtime::Handle, time::timeout};
 use tokio_util::task::TaskTracker;
-use tracing::{error, warn};
+use tracing::error;
 
+pub(super) use self::mount::{FuseMount, is_connected};
 use super::{
     known::Known,
-    layer::{LayerId, LazyLayer},
+    layer::{LayerId, LayerRef, LazyLayer, ReadError},
 };
 use crate::metrics::{Metrics, ReadResult};
 
 /// How long the kernel may keep names and attributes.
 const TTL: Duration = Duration::from_secs(24 * 3600);
-/// Threads that take requests.
-const THREADS: usize = 4;
 /// Read-ahead and other background requests at a time.
 const MAX_BACKGROUND: u16 = 64;
-/// How far the kernel reads ahead, in KiB.
-const READ_AHEAD_KIB: u32 = 1024;
 
 /// What answers the kernel.
 pub(super) struct LayersFs {
@@ -50,54 +46,6 @@ pub(super) struct LayersFs {
     pub(super) tasks: TaskTracker,
     pub(super) read_timeout: Duration,
     pub(super) metrics: Metrics,
-}
-
-/// The mounted file system.
-pub(super) struct FuseMount {
-    path: PathBuf,
-    session: BackgroundSession,
-}
-
-impl FuseMount {
-    /// Mounts the file system at `path`. Blocks.
-    pub(super) fn mount(path: &Path, fs: LayersFs) -> io::Result<Self> {
-        fs::create_dir_all(path)?;
-        let mut config = Config::default();
-        config.n_threads = Some(THREADS);
-        // Containers' reads come under their own user ids.
-        config.acl = SessionACL::All;
-        config.mount_options =
-            vec![MountOption::RO, MountOption::FSName("darter".into()), MountOption::DefaultPermissions];
-        let session = Session::new(fs, path, &config)?.spawn()?;
-        let mount = Self { path: path.to_owned(), session };
-        mount
-            .raise_read_ahead()
-            .unwrap_or_else(|error| warn!(%error, "read-ahead stays at the kernel's 128 KiB"));
-        Ok(mount)
-    }
-
-    /// Where a layer's raw tar is.
-    pub(super) fn file(&self, diff_id: &Digest) -> PathBuf {
-        self.path.join(diff_id.hex())
-    }
-
-    /// What [`invalidate`] takes.
-    pub(super) fn notifier(&self) -> Notifier {
-        self.session.notifier()
-    }
-
-    /// Unmounts the file system and waits for its threads, unless it is in use. Blocks.
-    pub(super) fn unmount(self) -> io::Result<()> {
-        self.session.umount_and_join()
-    }
-
-    /// What a file system can ask for when it is mounted is capped; afterwards root may set more
-    /// (Linux, Documentation/ABI/testing/sysfs-class-bdi).
-    fn raise_read_ahead(&self) -> io::Result<()> {
-        let device = fs::metadata(&self.path)?.dev();
-        let knob = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(device), minor(device));
-        fs::write(knob, READ_AHEAD_KIB.to_string())
-    }
 }
 
 /// Has the kernel forget what it read of a layer. Blocks until the kernel's reads that are under way have ended.
@@ -119,20 +67,50 @@ impl LayersFs {
     /// Answers a read whose bytes are not all here, from a task.
     fn read_later(&self, layer: Arc<LazyLayer>, offset: u64, len: usize, reply: ReplyData) {
         let (deadline, metrics) = (self.read_timeout, self.metrics.clone());
+        let reply = Answer(Some(reply));
         let answer = async move {
             let reason = match timeout(deadline, layer.read(offset, len)).await {
                 Ok(Ok(bytes)) => {
                     metrics.read_bytes.inc_by(bytes.len() as u64);
                     return reply.data(&bytes);
                 }
+                Ok(Err(ReadError::Stopping)) => return,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("not there after {deadline:?}: {}", layer.last_failure()),
             };
             metrics.read_errors.inc();
-            error!(layer = %layer.reference.diff_id, offset, len, %reason, "a read of a layer failed");
-            reply.error(Errno::EIO);
+            let LayerRef { repository, diff_id, .. } = &layer.reference;
+            error!(image = %repository, layer = %diff_id, offset, len, %reason, "a read of a layer failed");
+            reply.failed();
         };
         self.tasks.spawn_on(answer, &self.runtime);
+    }
+}
+
+/// The answer to a read that waits. One that is dropped without an answer, because the daemon is stopping, is left to the
+/// next daemon: the kernel asks it again.
+struct Answer(Option<ReplyData>);
+
+impl Answer {
+    fn data(mut self, bytes: &[u8]) {
+        if let Some(reply) = self.0.take() {
+            reply.data(bytes);
+        }
+    }
+
+    fn failed(mut self) {
+        if let Some(reply) = self.0.take() {
+            reply.error(Errno::EIO);
+        }
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // `fuser` answers what is dropped with EIO, which is right only after a panic.
+        if !std::thread::panicking() {
+            std::mem::forget(self.0.take());
+        }
     }
 }
 
@@ -210,7 +188,8 @@ impl Filesystem for LayersFs {
             }
             Some(Err(error)) => {
                 self.metrics.read_errors.inc();
-                error!(layer = %layer.reference.diff_id, offset, size, %error, "a read of a layer failed");
+                let LayerRef { repository, diff_id, .. } = &layer.reference;
+                error!(image = %repository, layer = %diff_id, offset, size, %error, "a read of a layer failed");
                 reply.error(Errno::EIO);
             }
             None => {
