@@ -18,22 +18,23 @@ const VERSION: u8 = 1;
 
 /// The second byte of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(super) enum Message {
     /// The keeper's first word to who connects: it holds nothing.
-    Nothing = b'N' as isize,
+    Nothing = b'N',
     /// The keeper's first word to who connects: this is what it holds.
-    Held = b'H' as isize,
+    Held = b'H',
     /// The daemon's: hold this from now on.
-    Keep = b'K' as isize,
+    Keep = b'K',
     /// The keeper's answer to that.
-    Kept = b'O' as isize,
+    Kept = b'O',
 }
 
 impl Message {
     const ALL: [Self; 4] = [Self::Nothing, Self::Held, Self::Keep, Self::Kept];
 
     fn byte(self) -> u8 {
-        self as isize as u8
+        self as u8
     }
 }
 
