@@ -15,6 +15,8 @@ pub struct Config {
     pub root: PathBuf,
     /// Whether layers are mounted before they have arrived. Without it everything is unpacked as by overlayfs.
     pub lazy: bool,
+    /// How lazy layers are mounted.
+    pub mount: MountKind,
     /// How long a pull waits for a layer to become mountable before the image is unpacked the ordinary way.
     #[serde(with = "duration")]
     pub prepare_timeout: Duration,
@@ -25,12 +27,25 @@ pub struct Config {
     pub fill: bool,
 }
 
+/// How lazy layers are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountKind {
+    /// As EROFS if that works on this machine, else by FUSE alone.
+    Auto,
+    /// By the kernel's EROFS, with the bytes from FUSE. Needs Linux 6.12.
+    Erofs,
+    /// By FUSE alone.
+    Fuse,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             socket: "/run/darter/snapshotter.sock".into(),
             root: "/var/lib/darter/snapshotter".into(),
             lazy: true,
+            mount: MountKind::Auto,
             prepare_timeout: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),
             fill: true,

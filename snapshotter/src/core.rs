@@ -17,7 +17,7 @@ use crate::{
     metrics::{Metrics, PrepareOutcome},
     snapshots::{
         Filters, Kind, LabelUpdate, Labels, Lazy, Owner, Parent, Record, SnapshotError, Snapshots,
-        TARGET_LABEL, Usage,
+        TARGET_LABEL, Usage, idmap,
     },
 };
 
@@ -64,6 +64,10 @@ impl Core {
             detached.await?;
             Err("lazy layers are switched off".to_owned())
         };
+        if let Ok(layers) = &layers {
+            let snapshots = snapshots.clone();
+            layers.resume(&blocking(move || snapshots.layers_in_use()).await?);
+        }
         if let (true, Err(reason)) = (needed, &layers) {
             warn!(%reason, "layers are not mounted lazily on this machine; containerd unpacks them");
         }
@@ -117,7 +121,10 @@ impl Core {
         let lower = self.lower(parent).await?;
         let (key, parent) = (key.to_owned(), parent.to_owned());
         blocking(move || {
-            let owner = lower.first().map(|dir| Owner::of(dir)).transpose();
+            let owner = match idmap::root(&labels) {
+                Some(root) => Ok(Some(root)),
+                None => lower.first().map(|dir| Owner::of(dir)).transpose(),
+            };
             let owner = owner.map_err(SnapshotError::io("cannot read the parent's top directory"))?;
             let record = snapshots.create(kind, &key, &parent, labels, owner)?;
             Ok(snapshots.layout(&record, lower).mounts())
@@ -169,6 +176,14 @@ impl Core {
 
     /// A snapshot's disk space.
     pub(crate) async fn usage(&self, name: String) -> Result<Usage> {
+        let record = self.stat(&name).await?;
+        if let (Some(lazy), Ok(layers)) = (&record.lazy, &self.layers) {
+            let unknown = |error| SnapshotError::Unmountable {
+                layer: lazy.layer.diff_id.to_string(),
+                reason: format!("{error}"),
+            };
+            return layers.usage(&lazy.layer.diff_id).await.map_err(unknown);
+        }
         let snapshots = self.snapshots.clone();
         blocking(move || snapshots.usage(&name)).await
     }
@@ -205,7 +220,8 @@ impl Core {
         }
         if let Ok(layers) = &self.layers {
             let snapshots = self.snapshots.clone();
-            layers.stop(blocking(move || snapshots.use_layers()).await.unwrap_or(true)).await;
+            let in_use = blocking(move || Ok(!snapshots.layers_in_use()?.is_empty()));
+            layers.stop(in_use.await.unwrap_or(true)).await;
         }
         self.stopping.cancel();
         self.tasks.close();

@@ -20,6 +20,6 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 
-pub use config::Config;
+pub use config::{Config, MountKind};
 pub use lazy::keeper;
 pub use server::{ServeError, Snapshotter, serve};

@@ -28,6 +28,8 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<OpenLayer, TaskError>>;
     /// A layer that this peer knows, without asking anybody.
     fn local_layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Option<OpenLayer>>;
+    /// Nothing on this node needs a layer any more: its bytes may go.
+    fn remove<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, ()>;
     /// A published layer is wrong: nothing of it may be used again.
     fn discard(&self, layer: &LayerDescriptor);
 }

@@ -9,7 +9,7 @@ use darter_peer::{
 };
 use futures_util::{StreamExt, future::BoxFuture};
 use http::{HeaderValue, header::ACCEPT};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{Engine, Leaves, OpenLayer};
 use crate::{image::Repository, lazy::LayerRef};
@@ -60,6 +60,15 @@ impl Engine for Peer {
 
     fn local_layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Option<OpenLayer>> {
         Box::pin(async move { Peer::local_layer(self, &layer.blob).await.map(Into::into) })
+    }
+
+    fn remove<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            match Peer::remove_layer(self, &layer.blob).await {
+                Ok(bytes) => debug!(layer = %layer.blob, bytes, "removed from the store"),
+                Err(error) => warn!(layer = %layer.blob, %error, "an unused layer stays in the store"),
+            }
+        })
     }
 
     fn discard(&self, layer: &LayerDescriptor) {

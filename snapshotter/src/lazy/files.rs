@@ -72,13 +72,13 @@ impl LayerDir {
         Ok((described, Arc::new(table)))
     }
 
-    /// Whether the index still is the one that was published; the kernel is given nothing else.
-    pub(super) fn check_index(&self, layer: &LayerDescriptor) -> io::Result<()> {
+    /// The index, if it still is the one that was published; nothing else is used.
+    pub(super) fn read_index(&self, layer: &LayerDescriptor) -> io::Result<Vec<u8>> {
         let index = fs::read(self.index())?;
         if index.len() as u64 != layer.index_len || Digest::blake3(&index) != layer.index {
             return Err(io::Error::other("its index on disk is damaged"));
         }
-        Ok(())
+        Ok(index)
     }
 
     /// Makes sure that the layer is not used again after a restart.
@@ -100,6 +100,11 @@ impl LayerDir {
 
     pub(super) fn index(&self) -> PathBuf {
         self.0.join("index.erofs")
+    }
+
+    /// The raw tar, which [`super::raw`] fills.
+    pub(super) fn raw(&self) -> PathBuf {
+        self.0.join("raw")
     }
 
     fn descriptor(&self) -> PathBuf {

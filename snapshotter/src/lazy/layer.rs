@@ -3,7 +3,9 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    num::ParseIntError,
     ops::Range,
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,9 +23,14 @@ use futures_util::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{files::LayerDir, raw::Raw};
+use super::{
+    files::LayerDir,
+    index::{Index, Nid, Place},
+    raw::Raw,
+};
 use crate::{
     engine::{Engine, Leaves, OpenLayer},
     image::Repository,
@@ -43,9 +50,10 @@ pub(crate) struct LayerRef {
     pub(crate) diff_id: Digest,
 }
 
-/// Names a layer on this node: its inode number, and the name of its mount point, which has to be short.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct LayerId(pub(super) u64);
+/// Names a layer on this node: 40 bits that begin its inode numbers, and the name of its mount point, which has to be
+/// short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct LayerId(u64);
 
 /// A layer that can be mounted.
 pub(super) struct LazyLayer {
@@ -59,7 +67,11 @@ pub(super) struct LazyLayer {
     pub(super) mounted: AtomicBool,
     /// Clones of it keep the layer from being collected.
     pub(super) hold: Arc<()>,
+    /// Cancelled when it was collected.
+    pub(super) unwanted: CancellationToken,
     table: Arc<LeafTable>,
+    /// Read when the kernel does not read it.
+    index: Mutex<Option<Arc<Index>>>,
     engine: Arc<dyn Engine>,
     /// The stored leaves, once they were needed and as long as they are.
     leaves: tokio::sync::Mutex<Option<Arc<dyn Leaves>>>,
@@ -86,17 +98,40 @@ pub(super) enum ReadError {
     Stopping,
 }
 
+/// Bits of an inode number that name the inode in its layer; an index of [`MAX_INDEX_LEN`] has no more.
+const NID_BITS: u32 = 24;
+/// A longer index cannot be shown, in bytes.
+pub(super) const MAX_INDEX_LEN: u64 = 32 << NID_BITS;
+
 impl LayerId {
     pub(super) fn of(diff_id: &Digest) -> Self {
         let first = diff_id.bytes().first_chunk::<8>().copied().unwrap_or_default();
-        // 0 is no inode number, and 1 is the root directory's.
-        Self(u64::from_be_bytes(first).max(2))
+        // With 0 the numbers would be those of the file system's own inodes.
+        Self((u64::from_be_bytes(first) >> NID_BITS).max(1))
+    }
+
+    /// The number of an inode of the layer; 0 names the raw tar. The same after every restart.
+    pub(super) fn ino(self, nid: Nid) -> u64 {
+        self.0 << NID_BITS | nid
+    }
+
+    /// Which inode of which layer has this number.
+    pub(super) fn of_ino(ino: u64) -> (Self, Nid) {
+        (Self(ino >> NID_BITS), ino & ((1 << NID_BITS) - 1))
     }
 }
 
 impl fmt::Display for LayerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write!(f, "{:010x}", self.0)
+    }
+}
+
+impl FromStr for LayerId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(text, 16).map(Self)
     }
 }
 
@@ -113,7 +148,9 @@ impl LazyLayer {
             mounting: tokio::sync::Mutex::default(),
             mounted: AtomicBool::new(false),
             hold: Arc::default(),
+            unwanted: CancellationToken::new(),
             table,
+            index: Mutex::default(),
             engine,
             leaves: tokio::sync::Mutex::default(),
             filling: AtomicBool::new(false),
@@ -123,16 +160,53 @@ impl LazyLayer {
         })
     }
 
-    /// The bytes at `offset`, fewer only at the end of the file, if all of them are here.
-    pub(super) fn read_held(&self, offset: u64, len: usize) -> Option<Result<Vec<u8>, ReadError>> {
-        if self.check().is_err() || !self.raw.missing(self.leaves_of(offset, len)).is_empty() {
-            return None;
+    /// The index in memory. Blocks when it is first needed.
+    pub(super) fn index(&self) -> std::io::Result<Arc<Index>> {
+        let mut index = self.index.lock();
+        if let Some(index) = &*index {
+            return Ok(index.clone());
         }
-        Some(self.read_raw(offset, len))
+        let read = Arc::new(Index::new(self.dir.read_index(&self.descriptor)?)?);
+        Ok(index.insert(read).clone())
     }
 
-    /// The bytes at `offset`; waits for those that are missing, without a deadline.
-    pub(super) async fn read(self: &Arc<Self>, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
+    /// Lets go of the index in memory.
+    pub(super) fn drop_index(&self) {
+        *self.index.lock() = None;
+    }
+
+    /// The bytes that lie in these places, fewer only at the end of the raw tar, if all of them are here.
+    pub(super) fn read_held(&self, places: &[Place]) -> Option<Result<Vec<u8>, ReadError>> {
+        let is_held = |place: &Place| {
+            place.raw.is_none_or(|raw| self.raw.missing(self.leaves_of(raw, place.len())).is_empty())
+        };
+        if self.check().is_err() || !places.iter().all(is_held) {
+            return None;
+        }
+        let read = |place: &Place| {
+            place.raw.map_or_else(|| Ok(vec![0; place.len()]), |raw| self.read_raw(raw, place.len()))
+        };
+        // Nearly always there is one place.
+        match places {
+            [place] => Some(read(place)),
+            places => {
+                Some(places.iter().map(read).collect::<Result<Vec<_>, _>>().map(|parts| parts.concat()))
+            }
+        }
+    }
+
+    /// The bytes that lie in these places; waits for those that are missing, without a deadline.
+    pub(super) async fn read(self: &Arc<Self>, places: &[Place]) -> Result<Vec<u8>, ReadError> {
+        self.check()?;
+        let read = async |place: &Place| match place.raw {
+            Some(raw) => self.read_at(raw, place.len()).await,
+            None => Ok(vec![0; place.len()]),
+        };
+        Ok(try_join_all(places.iter().map(read)).await?.concat())
+    }
+
+    /// The bytes at `offset` of the raw tar.
+    async fn read_at(self: &Arc<Self>, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
         self.check()?;
         let missing = self.raw.missing(self.leaves_of(offset, len));
         let fetch = async |leaf| Ok((leaf, self.leaf(leaf, Class::Demand).await?));

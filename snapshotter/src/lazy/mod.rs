@@ -3,18 +3,23 @@
 //! A layer's index is mounted as EROFS ([`erofs`]); the files in it point into one flat file, the layer's raw tar, that
 //! a FUSE file system serves ([`fuse`]). So the kernel answers everything about names and attributes by itself, and the
 //! node is asked for ranges of raw bytes only ([`layer`]), which it keeps in a sparse file ([`raw`]) and completes in
-//! the background ([`fill`]). What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody.
+//! the background ([`fill`]). Where the kernel cannot do that, the FUSE file system shows the layer's tree itself, out of
+//! the index ([`index`]). What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody.
+//! A complete layer is mounted without FUSE from then on.
 //! While the daemon is away the [`keeper`] holds the file system, so that reads wait for the next daemon.
 
 mod erofs;
 mod files;
 mod fill;
 mod fuse;
+mod index;
 pub mod keeper;
 mod known;
 mod layer;
 mod probe;
 mod raw;
+#[cfg(test)]
+pub(crate) mod shown;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,11 +28,14 @@ use std::{
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use darter_peer::{Digest, TaskError};
+use darter_peer::{Digest, LayerDescriptor, TaskError};
 use darter_service::backoff::Backoff;
 use parking_lot::Mutex;
 use tokio::{
@@ -51,10 +59,11 @@ use self::{
 };
 pub(crate) use self::{known::Hold, layer::LayerRef};
 use crate::{
-    config::Config,
+    config::{Config, MountKind},
     engine::{Engine, OpenLayer},
     layer::IMPLIED_XATTR,
     metrics::Metrics,
+    snapshots::{self, Usage},
 };
 
 /// Layers that are filled at a time.
@@ -68,6 +77,10 @@ const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// How long to wait before a keeper that ended is replaced, at first and at most.
 const KEEPER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
+/// Directories below the root: mounts through FUSE, and mounts of local files.
+const MOUNTS: &str = "mnt";
+const LOCAL: &str = "local";
+
 /// What is so while there is no keeper.
 const WITHOUT_KEEPER: &str = "there is no keeper: if this process is killed, containers on lazy layers break";
 
@@ -75,7 +88,12 @@ const WITHOUT_KEEPER: &str = "there is no keeper: if this process is killed, con
 pub(crate) struct Layers {
     root: PathBuf,
     layers_dir: PathBuf,
+    /// Layers whose bytes come through FUSE, each mounted at its id.
     mounts_dir: PathBuf,
+    /// Complete layers, each mounted at its id without FUSE.
+    local_dir: PathBuf,
+    /// Layers are mounted as EROFS, not shown by the FUSE file system.
+    erofs: AtomicBool,
     fill: bool,
     engine: Arc<dyn Engine>,
     known: Arc<Known>,
@@ -148,7 +166,9 @@ impl Layers {
         let layers = Arc::new(Self {
             root: config.root.clone(),
             layers_dir: config.root.join("layers"),
-            mounts_dir: config.root.join("mnt"),
+            mounts_dir: config.root.join(MOUNTS),
+            local_dir: config.root.join(LOCAL),
+            erofs: AtomicBool::new(config.mount != MountKind::Fuse),
             fill: config.fill,
             engine,
             known,
@@ -161,14 +181,43 @@ impl Layers {
         });
         if is_taken_over {
             layers.adopt_mounts().await;
-        } else if let Err(reason) = probe::probe(&layers).await {
-            layers.stop(false).await;
-            return Err(LazyError::Refused(format!("EROFS over FUSE does not work here: {reason}")));
+        }
+        if let Err(reason) = layers.choose_mount(config.mount).await {
+            // Containers may already stand on what was taken over.
+            if !is_taken_over {
+                layers.stop(false).await;
+                return Err(LazyError::Refused(reason));
+            }
+            warn!(%reason, "layers may not be mountable any more");
         }
         layers.spawn(Self::save_regularly);
         layers.spawn(Self::pin_all);
         layers.spawn(|layers| layers.watch_keeper(keeper, start_keeper));
         Ok(layers)
+    }
+
+    /// Goes on filling the layers that containers may be using. Of EROFS mounts it is known which there are.
+    pub(crate) fn resume(self: &Arc<Self>, in_use: &HashSet<Digest>) {
+        if !self.erofs.load(Ordering::Relaxed) {
+            let layers = in_use.iter().filter_map(|diff_id| self.known.get(diff_id));
+            layers.for_each(|layer| self.now_mounted(&layer, self.fill));
+        }
+    }
+
+    /// Tries which of the mounts that are allowed works on this machine.
+    async fn choose_mount(self: &Arc<Self>, allowed: MountKind) -> Result<(), String> {
+        let works = probe::probe(self).await;
+        let (kind, other) =
+            if allowed == MountKind::Fuse { ("FUSE", false) } else { ("EROFS over FUSE", true) };
+        let works = works.map_err(|reason| format!("{kind} does not work here: {reason}"));
+        match works {
+            Err(reason) if other && allowed == MountKind::Auto => {
+                info!(%reason, "layers are shown by the FUSE file system itself");
+                self.erofs.store(false, Ordering::Relaxed);
+                probe::probe(self).await.map_err(|other| format!("{reason}; nor does FUSE alone: {other}"))
+            }
+            works => works,
+        }
     }
 
     /// Whether a layer can be mounted without asking anybody; it is not collected while the hold lives.
@@ -191,6 +240,9 @@ impl Layers {
             return Err(LazyError::Refused(
                 "the published layer is not the one that the image's config names".into(),
             ));
+        }
+        if open.descriptor.index_len > layer::MAX_INDEX_LEN {
+            return Err(LazyError::Refused("its index is too long".into()));
         }
         let _changing = self.changing.lock().await;
         if let Some(hold) = self.known.hold(&reference.diff_id) {
@@ -241,22 +293,36 @@ impl Layers {
         };
         layer.check().map_err(|err| LazyError::Refused(err.to_string()))?;
         let _mounting = layer.mounting.lock().await;
-        let target = self.mounts_dir.join(layer.id.to_string());
-        let device = self.fuse.lock().as_ref().map(|fuse| fuse.file(&layer.reference.diff_id));
-        let device = device.ok_or(LazyError::Stopping)?;
-        let (mounting, at) = (layer.clone(), target.clone());
-        let mounted = blocking("mounting the layer", move || {
-            if erofs::is_mounted(&at) {
-                return Ok(false);
-            }
-            mounting.dir.check_index(&mounting.descriptor)?;
-            erofs::mount(&mounting.dir.index(), &device, &at).map(|()| true)
-        });
-        if mounted.await? {
+        let (device, tree) = {
+            let fuse = self.fuse.lock();
+            let fuse = fuse.as_ref().ok_or(LazyError::Stopping)?;
+            (fuse.file(&layer.reference.diff_id), fuse.tree(layer.id))
+        };
+        let (target, is_new) = if !self.erofs.load(Ordering::Relaxed) {
+            let mounting = layer.clone();
+            blocking("reading the layer's index", move || mounting.index().map(drop)).await?;
+            (tree, !layer.mounted.load(Ordering::Relaxed))
+        } else if layer.raw.is_verified() {
+            let [through_fuse, target] = self.targets(&layer);
+            let is_new = mount_erofs(&layer, layer.dir.raw(), target.clone()).await?;
+            // Containers that stand on the other mount keep it; nobody else will.
+            blocking("unmounting the layer", move || erofs::unmount(&through_fuse)).await?;
+            (target, is_new)
+        } else {
+            let [target, _] = self.targets(&layer);
+            let is_new = mount_erofs(&layer, device, target.clone()).await?;
+            (target, is_new)
+        };
+        if is_new {
             debug!(layer = %layer.reference.diff_id, at = %target.display(), "mounted");
             self.now_mounted(&layer, fill);
         }
         Ok(target)
+    }
+
+    /// Where a layer is mounted: with its bytes through FUSE, and from the local file.
+    fn targets(&self, layer: &LazyLayer) -> [PathBuf; 2] {
+        [&self.mounts_dir, &self.local_dir].map(|dir| dir.join(layer.id.to_string()))
     }
 
     fn now_mounted(self: &Arc<Self>, layer: &Arc<LazyLayer>, fill: bool) {
@@ -271,9 +337,15 @@ impl Layers {
 
     /// Goes on with the mounts of an earlier run, and unmounts those that belong to no layer any more.
     async fn adopt_mounts(self: &Arc<Self>) {
-        let dir = self.mounts_dir.clone();
+        let dirs = [self.mounts_dir.clone(), self.local_dir.clone()];
         let mounts = blocking("reading the mounts", move || {
-            fs::read_dir(dir)?.map(|point| Ok(point?.path())).collect::<io::Result<Vec<PathBuf>>>()
+            let mut points = Vec::new();
+            for dir in dirs {
+                points.extend(
+                    fs::read_dir(dir)?.map(|point| Ok(point?.path())).collect::<io::Result<Vec<_>>>()?,
+                );
+            }
+            Ok(points)
         });
         let mounts = mounts.await.unwrap_or_else(|error| {
             warn!(%error, "the mounts of the earlier run are not known");
@@ -310,6 +382,21 @@ impl Layers {
     pub(crate) fn unheld(&self) -> HashSet<Digest> {
         let unheld = self.known.all().into_iter().filter(|layer| Arc::strong_count(&layer.hold) == 1);
         unheld.map(|layer| layer.reference.diff_id.clone()).collect()
+    }
+
+    /// What a layer takes on disk: once it is complete, since containerd asks only once, or now if it is not to be.
+    pub(crate) async fn usage(&self, diff_id: &Digest) -> Result<Usage, LazyError> {
+        let layer = self.known.get(diff_id);
+        match layer.as_ref().map(|layer| &layer.descriptor) {
+            Some(layer) if self.fill => {
+                let LayerDescriptor { raw_len, index_len, table_len, .. } = layer;
+                Ok(Usage { size: raw_len + index_len + table_len, inodes: 1 })
+            }
+            _ => {
+                let dir = LayerDir::of(&self.layers_dir, diff_id);
+                blocking("counting the layer's disk space", move || snapshots::usage_of_dir(dir.path())).await
+            }
+        }
     }
 
     /// How far each layer is.
@@ -379,10 +466,10 @@ impl Layers {
 
     async fn fill_one(self: Arc<Self>, layer: Arc<LazyLayer>) {
         let Ok(_permit) = self.filled_at_once.acquire().await else { return };
-        match fill::fill(&layer).await {
-            Ok(Filled::Right) => {}
-            Ok(Filled::Wrong) => self.discard(&layer).await,
-            Err(error) => warn!(layer = %layer.reference.diff_id, %error, "the layer stays incomplete"),
+        match layer.unwanted.run_until_cancelled(fill::fill(&layer)).await {
+            None | Some(Ok(Filled::Right)) => {}
+            Some(Ok(Filled::Wrong)) => self.discard(&layer).await,
+            Some(Err(error)) => warn!(layer = %layer.reference.diff_id, %error, "the layer stays incomplete"),
         }
     }
 
@@ -394,8 +481,9 @@ impl Layers {
         let (wrong, engine) = (layer.clone(), self.engine.clone());
         let discarded = blocking("discarding the layer", move || {
             engine.discard(&wrong.descriptor);
+            let invalidated = notifier.map_or(Ok(()), |notifier| fuse::invalidate(&notifier, &wrong));
             wrong.dir.forget()?;
-            notifier.map_or(Ok(()), |notifier| fuse::invalidate(&notifier, wrong.id))
+            invalidated
         });
         if let Err(error) = discarded.await {
             warn!(layer = %layer.reference.diff_id, %error, "the layer is only partly discarded");
@@ -409,14 +497,21 @@ impl Layers {
         if !self.known.remove_unheld(layer) {
             return Ok(());
         }
+        layer.unwanted.cancel();
         let dir = layer.dir.clone();
-        blocking("removing the layer's files", move || dir.remove()).await
+        blocking("removing the layer's files", move || dir.remove()).await?;
+        self.engine.remove(&layer.reference).await;
+        Ok(())
     }
 
     async fn unmount(&self, layer: &Arc<LazyLayer>) -> Result<(), LazyError> {
         let _mounting = layer.mounting.lock().await;
-        let target = self.mounts_dir.join(layer.id.to_string());
-        blocking("unmounting the layer", move || erofs::unmount(&target)).await?;
+        let targets = self.targets(layer);
+        blocking("unmounting the layer", move || {
+            targets.iter().try_for_each(|target| erofs::unmount(target))
+        })
+        .await?;
+        layer.drop_index();
         if layer.mounted.swap(false, Ordering::Relaxed) {
             self.metrics.mounted.dec();
         }
@@ -469,11 +564,24 @@ impl Layers {
     }
 }
 
+/// Mounts a layer's index with its raw tar at `device`; false if it is mounted there already.
+async fn mount_erofs(layer: &Arc<LazyLayer>, device: PathBuf, target: PathBuf) -> Result<bool, LazyError> {
+    let layer = layer.clone();
+    let mounted = blocking("mounting the layer", move || {
+        if erofs::is_mounted(&target) {
+            return Ok(false);
+        }
+        layer.dir.read_index(&layer.descriptor)?;
+        erofs::mount(&layer.dir.index(), &device, &target).map(|()| true)
+    });
+    mounted.await
+}
+
 /// Prepares the directories and loads every layer that is usable; others are gotten again when they are needed.
 fn load_all(root: &Path, known: &Known, engine: &Arc<dyn Engine>) -> io::Result<()> {
     let layers = root.join("layers");
     // Not that of the FUSE file system: looking at it would wait for an answer.
-    for dir in [&layers, &root.join("mnt")] {
+    for dir in [&layers, &root.join(MOUNTS), &root.join(LOCAL)] {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
     for dir in LayerDir::all(&layers)? {
@@ -521,10 +629,13 @@ pub(crate) fn detach_stale(root: &Path) -> io::Result<()> {
     if detached > 0 {
         info!(mounts = detached, "detached the mounts of an earlier run");
     }
-    match fs::read_dir(root.join("mnt")) {
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
-        points => points?.try_for_each(|point| fs::remove_dir(point?.path())),
+    for dir in [MOUNTS, LOCAL] {
+        match fs::read_dir(root.join(dir)) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            points => points?.try_for_each(|point| fs::remove_dir(point?.path()))?,
+        }
     }
+    Ok(())
 }
 
 async fn save(layer: &Arc<LazyLayer>) {

@@ -27,6 +27,11 @@ pub(super) struct Dirs {
 }
 
 impl Owner {
+    /// These ids of the host.
+    pub(crate) fn new(uid: u32, gid: u32) -> Self {
+        Self { uid, gid }
+    }
+
     /// The owner of what is at `path`.
     pub(crate) fn of(path: &Path) -> io::Result<Self> {
         let meta = fs::metadata(path)?;

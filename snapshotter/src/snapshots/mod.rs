@@ -7,6 +7,7 @@
 mod dirs;
 mod error;
 mod filter;
+pub(crate) mod idmap;
 mod mounts;
 mod record;
 mod store;
@@ -30,6 +31,7 @@ pub(crate) use self::{
     filter::Filters,
     mounts::Layout,
     record::{Kind, Labels, Lazy, Record, Usage},
+    usage::of_dir as usage_of_dir,
 };
 use crate::lazy::LayerRef;
 
@@ -163,7 +165,8 @@ impl Snapshots {
     /// The directories that an active snapshot's or a view's mounts are made of; `lower` are its parents' directories.
     pub(crate) fn layout(&self, record: &Record, lower: Vec<PathBuf>) -> Layout {
         let (upper, work) = (self.dirs.fs(record.id), self.dirs.work(record.id));
-        Layout { kind: record.kind, upper, work, lower }
+        let options = idmap::options(&record.labels);
+        Layout { kind: record.kind, upper, work, lower, options }
     }
 
     /// Turns an active snapshot into a committed one.
@@ -236,7 +239,7 @@ impl Snapshots {
             return Ok(record.usage);
         }
         let dir = self.dirs.fs(record.id);
-        usage::of_dir(&dir)
+        usage_of_dir(&dir)
             .map_err(SnapshotError::io(format!("cannot count the disk space of snapshot {name:?}")))
     }
 
@@ -245,16 +248,19 @@ impl Snapshots {
         Ok(self.store.all()?.into_iter().filter_map(|(_, record)| Some(record.lazy?.layer.diff_id)).collect())
     }
 
-    /// Whether a container may be using a lazy layer: there is an active snapshot or a view above one.
-    pub(crate) fn use_layers(&self) -> Result<bool> {
+    /// The diffIDs of the layers that containers may be using: those below active snapshots and views.
+    pub(crate) fn layers_in_use(&self) -> Result<HashSet<Digest>> {
+        let mut in_use = HashSet::new();
         for (_, record) in self.store.all()? {
-            let above = record.kind != Kind::Committed;
-            if above && self.parents(&record.parent)?.iter().any(|parent| matches!(parent, Parent::Layer(_)))
-            {
-                return Ok(true);
+            if record.kind != Kind::Committed {
+                let parents = self.parents(&record.parent)?.into_iter();
+                in_use.extend(parents.filter_map(|parent| match parent {
+                    Parent::Layer(layer) => Some(layer.diff_id),
+                    Parent::Dir(_) => None,
+                }));
             }
         }
-        Ok(false)
+        Ok(in_use)
     }
 
     /// Puts all directories aside that belong to no snapshot.

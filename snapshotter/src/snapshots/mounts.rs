@@ -15,23 +15,30 @@ pub(crate) struct Layout {
     pub(crate) work: PathBuf,
     /// The parents' directories, nearest first.
     pub(crate) lower: Vec<PathBuf>,
+    /// Further options.
+    pub(crate) options: Vec<String>,
 }
 
 impl Layout {
     /// The mounts of an active snapshot or a view.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
         let mount = match (self.kind, self.lower.as_slice()) {
-            (Kind::Active, []) => bind(&self.upper, "rw"),
-            (_, []) => bind(&self.upper, "ro"),
+            (Kind::Active, []) => self.bind(&self.upper, "rw"),
+            (_, []) => self.bind(&self.upper, "ro"),
             (Kind::Active, _) => self.overlay(&[("workdir", &self.work), ("upperdir", &self.upper)]),
-            (_, [only]) => bind(only, "ro"),
+            (_, [only]) => self.bind(only, "ro"),
             (..) => self.overlay(&[]),
         };
         vec![mount]
     }
 
+    fn bind(&self, source: &Path, access: &str) -> Mount {
+        let options = self.options.iter().cloned().chain([access.into(), "rbind".into()]).collect();
+        Mount { r#type: "bind".into(), source: source.display().to_string(), target: String::new(), options }
+    }
+
     fn overlay(&self, own: &[(&str, &Path)]) -> Mount {
-        let mut options = Vec::new();
+        let mut options = self.options.clone();
         if has_index_feature() {
             // Lower directories are shared between snapshots, which the index feature would refuse.
             options.push("index=off".to_owned());
@@ -40,15 +47,6 @@ impl Layout {
         let lower: Vec<String> = self.lower.iter().map(|path| path.display().to_string()).collect();
         options.push(format!("lowerdir={}", lower.join(":")));
         Mount { r#type: "overlay".into(), source: "overlay".into(), target: String::new(), options }
-    }
-}
-
-fn bind(source: &Path, access: &str) -> Mount {
-    Mount {
-        r#type: "bind".into(),
-        source: source.display().to_string(),
-        target: String::new(),
-        options: vec![access.into(), "rbind".into()],
     }
 }
 
@@ -62,7 +60,8 @@ mod tests {
 
     fn options(kind: Kind, lower: &[&str]) -> (String, Vec<String>) {
         let lower = lower.iter().map(PathBuf::from).collect();
-        let layout = Layout { kind, upper: "/r/9/fs".into(), work: "/r/9/work".into(), lower };
+        let layout =
+            Layout { kind, upper: "/r/9/fs".into(), work: "/r/9/work".into(), lower, options: vec![] };
         let [mount] = layout.mounts().try_into().unwrap();
         let options = mount.options.into_iter().filter(|option| option != "index=off").collect();
         (format!("{} {}", mount.r#type, mount.source), options)

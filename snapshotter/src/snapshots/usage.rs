@@ -8,7 +8,7 @@ use super::Usage;
 const BLOCK_LEN: u64 = 512;
 
 /// Adds up everything below and including `dir`, each inode once. What vanishes meanwhile is not counted.
-pub(super) fn of_dir(dir: &Path) -> io::Result<Usage> {
+pub(crate) fn of_dir(dir: &Path) -> io::Result<Usage> {
     let mut usage = Usage::default();
     let mut seen = HashSet::new();
     let mut pending = vec![dir.to_owned()];

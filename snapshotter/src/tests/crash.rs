@@ -15,12 +15,15 @@ use super::{
     harness::{Client, Daemon, FakePeer, Home},
     image::{Image, layer, mounted, noise, read},
 };
-use crate::{Config, lazy::keeper};
+use crate::{Config, MountKind, lazy::keeper};
 
 /// Where a process that is started here, to be killed, finds its directory.
 const HOME: &str = "DARTER_TEST_HOME";
 /// Set if the snapshotter is to fetch nothing.
 const AWAY: &str = "DARTER_TEST_AWAY";
+
+/// Set if the snapshotter is to mount by FUSE alone.
+const FUSE_ALONE: &str = "DARTER_TEST_FUSE_ALONE";
 
 /// A process, which is killed when this is dropped, also when the test fails.
 struct Victim(Child);
@@ -33,6 +36,9 @@ impl Victim {
         if away {
             command.env(AWAY, "1");
         }
+        if home.mount() == MountKind::Fuse {
+            command.env(FUSE_ALONE, "1");
+        }
         Self(command.spawn().unwrap())
     }
 }
@@ -42,6 +48,11 @@ impl Drop for Victim {
         self.0.kill().ok();
         self.0.wait().ok();
     }
+}
+
+fn given_home() -> Home {
+    let mount = if env::var_os(FUSE_ALONE).is_some() { MountKind::Fuse } else { MountKind::Auto };
+    Home::at(PathBuf::from(env::var_os(HOME).unwrap()), mount)
 }
 
 fn content() -> Vec<u8> {
@@ -89,7 +100,15 @@ async fn the_next_one_mounts_again_and_keeps_what_was_saved() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_that_had_begun_are_finished_by_the_next_one() {
-    let home = Home::new();
+    reads_are_finished(Home::with(MountKind::Erofs)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_that_had_begun_are_finished_by_the_next_one_with_fuse_alone() {
+    reads_are_finished(Home::with(MountKind::Fuse)).await;
+}
+
+async fn reads_are_finished(home: Home) {
     fs::create_dir_all(home.config().root).unwrap();
     // Not in this process: it could not be killed while it reads and only itself holds what the kernel waits for.
     let _keeper = Victim::start(&home, "a_keeper", false);
@@ -122,14 +141,14 @@ async fn reads_that_had_begun_are_finished_by_the_next_one() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run, and killed, by a test above"]
 async fn a_keeper() {
-    let root = Home::at(PathBuf::from(env::var_os(HOME).unwrap())).config().root;
+    let root = given_home().config().root;
     tokio::task::spawn_blocking(move || keeper::keep(&root, true)).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run, and killed, by a test above"]
 async fn a_snapshotter() {
-    let home = Home::at(PathBuf::from(env::var_os(HOME).unwrap()));
+    let home = given_home();
     let peer = Arc::new(FakePeer::default());
     let image = image(&peer);
     let gate = peer.gate(&image.layers[0].descriptor.blob);
@@ -141,7 +160,7 @@ async fn a_snapshotter() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run, and killed, by a test above"]
 async fn a_snapshotter_in_use() {
-    let home = Home::at(PathBuf::from(env::var_os(HOME).unwrap()));
+    let home = given_home();
     let peer = Arc::new(FakePeer::default());
     let image = image(&peer);
     let daemon = Daemon::start(&config(&home), peer).await;

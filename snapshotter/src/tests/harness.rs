@@ -33,7 +33,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Config, Snapshotter,
+    Config, MountKind, Snapshotter,
     engine::{Engine, Leaves, OpenLayer},
     image::Repository,
     lazy::{LayerRef, detach_stale, keeper},
@@ -44,6 +44,7 @@ use crate::{
 /// A directory in which everything is unmounted and removed when it is dropped, also when the test fails.
 pub(super) struct Home {
     path: PathBuf,
+    mount: MountKind,
     _removed: Option<TempDir>,
 }
 
@@ -70,6 +71,8 @@ pub(super) struct FakePeer {
     /// What was asked of others than this peer itself.
     pub(super) asked: Mutex<Vec<String>>,
     stalled: Mutex<HashSet<Digest>>,
+    /// Layers that are not needed any more.
+    pub(super) removed: Mutex<Vec<Digest>>,
     /// Layers that were said to be wrong.
     pub(super) discarded: Mutex<Vec<Digest>>,
 }
@@ -82,24 +85,34 @@ pub(super) struct GatedLeaves {
 
 impl Home {
     pub(super) fn new() -> Self {
+        Self::with(MountKind::Auto)
+    }
+
+    /// A directory for a snapshotter that mounts in this way.
+    pub(super) fn with(mount: MountKind) -> Self {
         // On disk also where /tmp is a tmpfs.
         let dir = tempfile::Builder::new().prefix("snapshotter-").tempdir_in("/var/tmp").unwrap();
-        Self { path: dir.path().to_owned(), _removed: Some(dir) }
+        Self { path: dir.path().to_owned(), mount, _removed: Some(dir) }
     }
 
     /// A directory that belongs to another test process, which also removes it.
-    pub(super) fn at(path: PathBuf) -> Self {
-        Self { path, _removed: None }
+    pub(super) fn at(path: PathBuf, mount: MountKind) -> Self {
+        Self { path, mount, _removed: None }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
+    pub(super) fn mount(&self) -> MountKind {
+        self.mount
+    }
+
     pub(super) fn config(&self) -> Config {
         Config {
             socket: self.path.join("s.sock"),
             root: self.path.join("root"),
+            mount: self.mount,
             prepare_timeout: Duration::from_secs(20),
             ..Config::default()
         }
@@ -370,6 +383,11 @@ impl Engine for FakePeer {
 
     fn local_layer<'a>(&'a self, _: &'a LayerRef) -> BoxFuture<'a, Option<OpenLayer>> {
         Box::pin(async { None })
+    }
+
+    fn remove<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, ()> {
+        self.removed.lock().push(layer.blob.clone());
+        Box::pin(async {})
     }
 
     fn discard(&self, layer: &LayerDescriptor) {

@@ -12,14 +12,46 @@ use std::{
 };
 
 use containerd_client::{services::v1::snapshots::CleanupRequest, tonic::Code};
-use darter_peer::Digest;
+use darter_peer::{Digest, LayerDescriptor};
 use rustix::fs::{FileType, Mode, XattrFlags, lsetxattr, mknodat};
 
 use super::{
     harness::{Daemon, FakePeer, Home, code},
     image::{Image, layer, mounted, noise, read},
 };
-use crate::{Config, lazy::open_layer, snapshots::Labels};
+use crate::{Config, MountKind, lazy::open_layer, snapshots::Labels};
+
+/// Makes two tests of each function: one with each of the mounts.
+macro_rules! with_both_mounts {
+    ($($test:ident,)*) => {
+        mod with_erofs {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(Home::with(MountKind::Erofs)).await;
+            })*
+        }
+
+        mod with_fuse_alone {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(Home::with(MountKind::Fuse)).await;
+            })*
+        }
+    };
+}
+
+with_both_mounts! {
+    the_mounted_tree_is_what_tar_would_unpack,
+    layers_are_stacked_and_written_over,
+    a_read_waits_for_its_leaves_and_only_for_them,
+    a_read_that_waits_too_long_fails_and_a_later_one_succeeds,
+    a_complete_layer_needs_nobody_after_a_restart,
+    a_layer_whose_content_is_wrong_is_discarded,
+    a_start_detaches_what_a_killed_run_left_mounted,
+    layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again,
+}
 
 /// Everything below `dir`: name -> what it is, in words.
 fn tree(dir: &Path) -> BTreeMap<String, String> {
@@ -91,9 +123,7 @@ fn run_tar(args: &[&str], dir: &Path) -> Vec<u8> {
     output.stdout
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_mounted_tree_is_what_tar_would_unpack() {
-    let home = Home::new();
+async fn the_mounted_tree_is_what_tar_would_unpack(home: Home) {
     let (source, unpacked) = (home.dir("source"), home.dir("unpacked"));
     furnish(&source);
     let tar = run_tar(
@@ -118,9 +148,7 @@ async fn the_mounted_tree_is_what_tar_would_unpack() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn layers_are_stacked_and_written_over() {
-    let home = Home::new();
+async fn layers_are_stacked_and_written_over(home: Home) {
     let peer = Arc::new(FakePeer::default());
     let (big, other) = (noise(700_000), noise(2_000_000));
     let image = Image::publish(
@@ -149,15 +177,14 @@ async fn layers_are_stacked_and_written_over() {
         (&other[..1_000_000], &b"changed"[..])
     );
     let (size, _) = daemon.usage(&top).await.unwrap();
-    assert_eq!(size as u64, image.layers[2].descriptor.raw_len);
+    let LayerDescriptor { raw_len, index_len, table_len, .. } = image.layers[2].descriptor;
+    assert_eq!(size as u64, raw_len + index_len + table_len);
     assert_eq!(daemon.snapshotter.status().iter().filter(|layer| layer.mounted).count(), 3);
     drop(active);
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_waits_for_its_leaves_and_only_for_them() {
-    let home = Home::new();
+async fn a_read_waits_for_its_leaves_and_only_for_them(home: Home) {
     let peer = Arc::new(FakePeer::default());
     let content = noise(300_000);
     let image = Image::publish(&peer, vec![layer(&[("file", &content)])]);
@@ -177,9 +204,7 @@ async fn a_read_waits_for_its_leaves_and_only_for_them() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_read_that_waits_too_long_fails_and_a_later_one_succeeds() {
-    let home = Home::new();
+async fn a_read_that_waits_too_long_fails_and_a_later_one_succeeds(home: Home) {
     let peer = Arc::new(FakePeer::default());
     let content = noise(100_000);
     let image = Image::publish(&peer, vec![layer(&[("file", &content)])]);
@@ -196,9 +221,7 @@ async fn a_read_that_waits_too_long_fails_and_a_later_one_succeeds() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_complete_layer_needs_nobody_after_a_restart() {
-    let home = Home::new();
+async fn a_complete_layer_needs_nobody_after_a_restart(home: Home) {
     let peer = Arc::new(FakePeer::default());
     let content = noise(2_000_000);
     let image = Image::publish(&peer, vec![layer(&[("a", b"a")]), layer(&[("file", &content)])]);
@@ -220,6 +243,10 @@ async fn a_complete_layer_needs_nobody_after_a_restart() {
     );
     let active = mounted(&home, daemon.prepare("container", &top).await).await;
     assert_eq!(read(active.path().join("file")).await.unwrap(), content);
+    if home.mount() != MountKind::Fuse {
+        let mounts = fs::read_dir(home.config().root.join("local")).unwrap();
+        assert_eq!(mounts.count(), 2, "complete layers are mounted without FUSE");
+    }
     // A second image of the same layers: known here, so nobody is asked for them either.
     assert_eq!(code(daemon.prepare_with("again", "", image.labels(0)).await), Code::AlreadyExists);
     assert!(away.asked.lock().is_empty(), "{:?}", away.asked.lock());
@@ -320,9 +347,7 @@ async fn many_clients_at_once_get_one_snapshot() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_layer_whose_content_is_wrong_is_discarded() {
-    let home = Home::new();
+async fn a_layer_whose_content_is_wrong_is_discarded(home: Home) {
     let peer = Arc::new(FakePeer::default());
     let mut lie = layer(&[("file", b"not what the image's config says")]);
     lie.descriptor.diff_id = Digest::sha256(b"the right content");
@@ -341,9 +366,7 @@ async fn a_layer_whose_content_is_wrong_is_discarded() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_detaches_what_a_killed_run_left_mounted() {
-    let home = Home::new();
+async fn a_start_detaches_what_a_killed_run_left_mounted(home: Home) {
     let root = home.config().root;
     let stale = root.join("mnt/0123456789abcdef");
     fs::create_dir_all(&stale).unwrap();
@@ -362,9 +385,7 @@ async fn a_start_detaches_what_a_killed_run_left_mounted() {
     daemon.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again() {
-    let home = Home::new();
+async fn layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again(home: Home) {
     let peer = Arc::new(FakePeer::default());
     let image = Image::publish(&peer, vec![layer(&[("a", b"a")])]);
     let daemon = Daemon::start(&home.config(), peer.clone()).await;
@@ -372,7 +393,7 @@ async fn layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again(
     daemon.stop().await;
     let dir = home.config().root.join("layers").join(image.layers[0].descriptor.diff_id.hex());
     fs::write(dir.join("table"), "rubbish").unwrap();
-    let daemon = Daemon::start(&home.config(), peer).await;
+    let daemon = Daemon::start(&home.config(), peer.clone()).await;
     let view = mounted(&home, daemon.view("view", &top).await).await;
     assert_eq!(read(view.path().join("a")).await.unwrap(), b"a");
     drop(view);
@@ -383,6 +404,7 @@ async fn layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again(
     daemon.remove(&top).await.unwrap();
     daemon.client.clone().cleanup(cleanup).await.unwrap();
     assert!(!dir.exists());
+    assert_eq!(peer.removed.lock().last(), Some(&image.layers[0].descriptor.blob));
     assert!(daemon.snapshotter.status().is_empty());
     daemon.stop().await;
 }

@@ -15,6 +15,7 @@ use super::{
     make,
     seen::{Kind, Seen, walk},
 };
+use crate::lazy::shown::Shown;
 
 /// A mount that ends with its test, however that ends.
 pub(super) struct Mounted {
@@ -59,8 +60,14 @@ impl Drop for Mounted {
     }
 }
 
+/// What is seen of a layer, which is the same with both mounts.
 fn seen(items: &[Item]) -> BTreeMap<PathBuf, Seen> {
-    walk(Mounted::layer(&archive(items)).path())
+    let blob = archive(items);
+    let by_erofs = walk(Mounted::layer(&blob).path());
+    let made = make(&blob).unwrap();
+    let by_fuse = walk(Shown::new(&made.layer, &made.raw).path());
+    super::seen::assert_same(&by_fuse, &by_erofs);
+    by_erofs
 }
 
 /// What an entry should look like that has neither other names nor extended attributes.

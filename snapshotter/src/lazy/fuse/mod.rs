@@ -1,10 +1,14 @@
-//! The FUSE file system of the node: one flat read-only file per lazy layer, the layer's raw tar, named by the hex
-//! digits of its diffID.
+//! The FUSE file system of the node: for every lazy layer a flat read-only file, the layer's raw tar, named by the hex
+//! digits of its diffID; and a directory with the layer's tree ([`tree`]), named by its id.
 //!
-//! The files never change, so the kernel may keep whatever it has read. A read whose bytes are here is answered at once
+//! Nothing here ever changes, so the kernel may keep whatever it has read. A read whose bytes are here is answered at once
 //! by the thread that got it; any other one is answered by a task of the runtime, within a deadline.
+//!
+//! Inode numbers are made from a layer's digest and its index, and file handles are not used: the next daemon knows them
+//! too. So the tree's files and directories are never opened (ENOSYS): the kernel opens them by itself from then on.
 
 mod mount;
+mod tree;
 
 use std::{
     collections::HashMap,
@@ -17,8 +21,8 @@ use std::{
 use darter_peer::Digest;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr, Request,
+    KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request,
 };
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::timeout};
@@ -26,7 +30,9 @@ use tokio_util::task::TaskTracker;
 use tracing::error;
 
 pub(super) use self::mount::{FuseMount, is_connected};
+use self::tree::TreeNode;
 use super::{
+    index::Place,
     known::Known,
     layer::{LayerId, LayerRef, LazyLayer, ReadError},
 };
@@ -41,7 +47,7 @@ const MAX_BACKGROUND: u16 = 64;
 pub(super) struct LayersFs {
     pub(super) known: Arc<Known>,
     /// Layers whose files are open, with how often. They stay readable after they were collected.
-    pub(super) open: Mutex<HashMap<u64, (Arc<LazyLayer>, u32)>>,
+    pub(super) open: Mutex<HashMap<LayerId, (Arc<LazyLayer>, u32)>>,
     pub(super) runtime: Handle,
     pub(super) tasks: TaskTracker,
     pub(super) read_timeout: Duration,
@@ -49,27 +55,84 @@ pub(super) struct LayersFs {
 }
 
 /// Has the kernel forget what it read of a layer. Blocks until the kernel's reads that are under way have ended.
-pub(super) fn invalidate(notifier: &Notifier, id: LayerId) -> io::Result<()> {
-    notifier.inval_inode(INodeNo(id.0), 0, 0)
+pub(super) fn invalidate(notifier: &Notifier, layer: &LazyLayer) -> io::Result<()> {
+    notifier.inval_inode(INodeNo(layer.id.ino(0)), 0, 0)?;
+    tree::files(layer)?.into_iter().try_for_each(|file| notifier.inval_inode(file, 0, 0))
+}
+
+/// What an inode number stands for.
+enum Node {
+    /// The top directory of the file system.
+    Root,
+    /// The raw tar of a layer.
+    Raw(Arc<LazyLayer>),
+    /// Something in a layer's tree.
+    Tree(TreeNode),
 }
 
 impl LayersFs {
-    fn layer(&self, ino: INodeNo) -> Option<Arc<LazyLayer>> {
-        let open = self.open.lock().get(&ino.0).map(|(layer, _)| layer.clone());
-        open.or_else(|| self.known.by_id(LayerId(ino.0)))
+    fn layer(&self, id: LayerId) -> Option<Arc<LazyLayer>> {
+        let open = self.open.lock().get(&id).map(|(layer, _)| layer.clone());
+        open.or_else(|| self.known.by_id(id))
     }
 
-    fn named(&self, name: &OsStr) -> Option<Arc<LazyLayer>> {
-        let diff_id: Digest = format!("sha256:{}", name.to_str()?).parse().ok()?;
-        self.known.get(&diff_id)
+    fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
+        if ino == INodeNo::ROOT {
+            return Ok(Node::Root);
+        }
+        let (id, nid) = LayerId::of_ino(ino.0);
+        let layer = self.layer(id).ok_or(Errno::ENOENT)?;
+        if nid == 0 {
+            Ok(Node::Raw(layer))
+        } else {
+            Ok(Node::Tree(TreeNode::open(layer, nid).map_err(failed)?))
+        }
+    }
+
+    fn tree_node(&self, ino: INodeNo, otherwise: Errno) -> Result<TreeNode, Errno> {
+        match self.node(ino)? {
+            Node::Tree(node) => Ok(node),
+            Node::Root | Node::Raw(_) => Err(otherwise),
+        }
+    }
+
+    /// What a name leads to; `None` if to nothing, now and ever.
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<Option<FileAttr>, Errno> {
+        match self.node(parent)? {
+            // There may be more layers later.
+            Node::Root => self.named(name).ok_or(Errno::ENOENT)?.map(Some).map_err(failed),
+            Node::Raw(_) => Err(Errno::ENOTDIR),
+            Node::Tree(node) => node.lookup(name).map_err(failed),
+        }
+    }
+
+    fn named(&self, name: &OsStr) -> Option<io::Result<FileAttr>> {
+        let name = name.to_str()?;
+        if let Ok(diff_id) = format!("sha256:{name}").parse::<Digest>() {
+            return Some(Ok(raw_attr(self.known.get(&diff_id)?.as_ref())));
+        }
+        let layer = self.known.by_id(name.parse().ok()?)?;
+        Some(TreeNode::top(layer).map(|top| top.attr()))
+    }
+
+    /// Which bytes of which layer a read is for.
+    fn places(&self, ino: INodeNo, offset: u64, len: u32) -> Result<(Arc<LazyLayer>, Vec<Place>), Errno> {
+        match self.node(ino)? {
+            Node::Root => Err(Errno::EISDIR),
+            Node::Raw(layer) => Ok((layer, vec![Place::raw(offset, len)])),
+            Node::Tree(node) => {
+                let places = node.places(offset, len as usize).map_err(failed)?;
+                Ok((node.layer, places))
+            }
+        }
     }
 
     /// Answers a read whose bytes are not all here, from a task.
-    fn read_later(&self, layer: Arc<LazyLayer>, offset: u64, len: usize, reply: ReplyData) {
+    fn read_later(&self, layer: Arc<LazyLayer>, places: Vec<Place>, reply: ReplyData) {
         let (deadline, metrics) = (self.read_timeout, self.metrics.clone());
         let reply = Answer(Some(reply));
         let answer = async move {
-            let reason = match timeout(deadline, layer.read(offset, len)).await {
+            let reason = match timeout(deadline, layer.read(&places)).await {
                 Ok(Ok(bytes)) => {
                     metrics.read_bytes.inc_by(bytes.len() as u64);
                     return reply.data(&bytes);
@@ -78,9 +141,7 @@ impl LayersFs {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("not there after {deadline:?}: {}", layer.last_failure()),
             };
-            metrics.read_errors.inc();
-            let LayerRef { repository, diff_id, .. } = &layer.reference;
-            error!(image = %repository, layer = %diff_id, offset, len, %reason, "a read of a layer failed");
+            read_failed(&metrics, &layer, &places, &reason);
             reply.failed();
         };
         self.tasks.spawn_on(answer, &self.runtime);
@@ -117,7 +178,17 @@ impl Drop for Answer {
 impl Filesystem for LayersFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Where the kernel lacks one of these, it works all the same, only slower.
-        for wanted in [InitFlags::FUSE_MAX_PAGES, InitFlags::FUSE_PARALLEL_DIROPS] {
+        let wanted = [
+            InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            // For pods with a user namespace of their own (Linux 6.12).
+            InitFlags::FUSE_ALLOW_IDMAP,
+        ];
+        for wanted in wanted {
             config.add_capabilities(wanted).ok();
         }
         config.set_max_background(MAX_BACKGROUND).ok();
@@ -125,26 +196,48 @@ impl Filesystem for LayersFs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.named(name).filter(|_| parent == INodeNo::ROOT) {
-            Some(layer) => reply.entry(&TTL, &file_attr(&layer), Generation(0)),
-            None => reply.error(Errno::ENOENT),
+        match self.find(parent, name) {
+            Ok(Some(attr)) => reply.entry(&TTL, &attr, Generation(0)),
+            // Number 0 stands for nothing, and may be remembered like something.
+            Ok(None) => {
+                reply.entry(&TTL, &attr(INodeNo(0), FileType::RegularFile, 0, 0), Generation(0));
+            }
+            Err(error) => reply.error(error),
         }
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        if ino == INodeNo::ROOT {
-            return reply.attr(&TTL, &attr(ino, FileType::Directory, 0o500, 0));
+        match self.node(ino) {
+            Ok(Node::Root) => reply.attr(&TTL, &root_attr()),
+            Ok(Node::Raw(layer)) => reply.attr(&TTL, &raw_attr(&layer)),
+            Ok(Node::Tree(node)) => reply.attr(&TTL, &node.attr()),
+            Err(error) => reply.error(error),
         }
-        match self.layer(ino) {
-            Some(layer) => reply.attr(&TTL, &file_attr(&layer)),
-            None => reply.error(Errno::ENOENT),
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree_node(ino, Errno::EINVAL).and_then(|node| node.target().map_err(failed)) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(error),
         }
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let Some(layer) = self.layer(ino) else { return reply.error(Errno::ENOENT) };
-        self.open.lock().entry(ino.0).or_insert((layer, 0)).1 += 1;
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+        match self.node(ino) {
+            Ok(Node::Raw(layer)) => {
+                self.open.lock().entry(layer.id).or_insert((layer, 0)).1 += 1;
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Ok(Node::Root | Node::Tree(_)) => reply.error(Errno::ENOSYS),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match ino {
+            INodeNo::ROOT => reply.opened(FileHandle(0), FopenFlags::empty()),
+            _ => reply.error(Errno::ENOSYS),
+        }
     }
 
     fn release(
@@ -158,10 +251,11 @@ impl Filesystem for LayersFs {
         reply: ReplyEmpty,
     ) {
         let mut open = self.open.lock();
-        if let Some((_, count)) = open.get_mut(&ino.0) {
+        let (id, _) = LayerId::of_ino(ino.0);
+        if let Some((_, count)) = open.get_mut(&id) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                open.remove(&ino.0);
+                open.remove(&id);
             }
         }
         drop(open);
@@ -179,51 +273,85 @@ impl Filesystem for LayersFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(layer) = self.layer(ino) else { return reply.error(Errno::ENOENT) };
-        match layer.read_held(offset, size as usize) {
+        let (layer, places) = match self.places(ino, offset, size) {
+            Ok(places) => places,
+            Err(error) => return reply.error(error),
+        };
+        match layer.read_held(&places) {
             Some(Ok(bytes)) => {
                 self.metrics.read(ReadResult::Hit);
                 self.metrics.read_bytes.inc_by(bytes.len() as u64);
                 reply.data(&bytes);
             }
             Some(Err(error)) => {
-                self.metrics.read_errors.inc();
-                let LayerRef { repository, diff_id, .. } = &layer.reference;
-                error!(image = %repository, layer = %diff_id, offset, size, %error, "a read of a layer failed");
+                read_failed(&self.metrics, &layer, &places, &error.to_string());
                 reply.error(Errno::EIO);
             }
             None => {
                 self.metrics.read(ReadResult::Miss);
-                self.read_later(layer, offset, size as usize, reply);
+                self.read_later(layer, places, reply);
             }
         }
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        if ino != INodeNo::ROOT {
-            return reply.error(Errno::ENOTDIR);
-        }
-        let mut layers = self.known.all();
-        layers.sort_by_key(|layer| layer.id.0);
-        let files =
-            layers.iter().map(|layer| (layer.id.0, FileType::RegularFile, layer.reference.diff_id.hex()));
-        let dots = [".", ".."].map(|name| (INodeNo::ROOT.0, FileType::Directory, name.to_owned()));
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (next, (ino, kind, name)) in (1u64..).zip(dots.into_iter().chain(files)).skip(skip) {
-            if reply.add(INodeNo(ino), next, kind, name) {
-                break;
+        let listed = match self.node(ino) {
+            Ok(Node::Root) => {
+                let full =
+                    |(next, attr, name): (u64, FileAttr, String)| reply.add(attr.ino, next, attr.kind, name);
+                self.names(offset).any(full);
+                Ok(())
             }
+            Ok(Node::Raw(_)) => Err(Errno::ENOTDIR),
+            Ok(Node::Tree(node)) => node.list(offset, &mut reply).map_err(failed),
+            Err(error) => Err(error),
+        };
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
         }
-        reply.ok();
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        // The kernel never asks again.
-        reply.error(Errno::ENOSYS);
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = match self.node(ino) {
+            Ok(Node::Root) => {
+                let full = |(next, attr, name): (u64, FileAttr, String)| {
+                    reply.add(attr.ino, next, name, &TTL, &attr, Generation(0))
+                };
+                self.names(offset).any(full);
+                Ok(())
+            }
+            Ok(Node::Raw(_)) => Err(Errno::ENOTDIR),
+            Ok(Node::Tree(node)) => node.list_plus(offset, &mut reply).map_err(failed),
+            Err(error) => Err(error),
+        };
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
     }
 
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        // Never ENOSYS: the kernel would take it for an answer about all layers.
+        let found = self.tree_node(ino, Errno::ENODATA);
+        let value = found.and_then(|node| node.xattr(name).map_err(failed)?.ok_or(Errno::ENODATA));
+        answer_xattr(value, size, reply);
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = match self.node(ino) {
+            Ok(Node::Tree(node)) => node.xattr_names().map_err(failed),
+            Ok(Node::Root | Node::Raw(_)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        };
+        answer_xattr(names, size, reply);
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -231,8 +359,53 @@ impl Filesystem for LayersFs {
     }
 }
 
-fn file_attr(layer: &LazyLayer) -> FileAttr {
-    attr(INodeNo(layer.id.0), FileType::RegularFile, 0o400, layer.raw.len())
+impl LayersFs {
+    /// The names in the top directory; nothing but who looks around needs them.
+    fn names(&self, skip: u64) -> impl Iterator<Item = (u64, FileAttr, String)> {
+        let mut layers = self.known.all();
+        layers.sort_by_key(|layer| layer.id);
+        let of_layer = |layer: Arc<LazyLayer>| {
+            let raw = (raw_attr(&layer), layer.reference.diff_id.hex());
+            let name = layer.id.to_string();
+            let tree = TreeNode::top(layer).ok().map(|top| (top.attr(), name));
+            [raw].into_iter().chain(tree)
+        };
+        let dots = [".", ".."].map(|name| (root_attr(), name.to_owned()));
+        let all = dots.into_iter().chain(layers.into_iter().flat_map(of_layer));
+        let numbered = (1u64..).zip(all).map(|(next, (attr, name))| (next, attr, name));
+        numbered.skip(usize::try_from(skip).unwrap_or(usize::MAX))
+    }
+}
+
+/// Counts and logs a read that fails.
+fn read_failed(metrics: &Metrics, layer: &LazyLayer, places: &[Place], reason: &str) {
+    metrics.read_errors.inc();
+    let LayerRef { repository, diff_id, .. } = &layer.reference;
+    error!(image = %repository, layer = %diff_id, ?places, reason, "a read of a layer failed");
+}
+
+/// An index that was checked when it was made says something that it cannot: its disk is failing.
+fn failed(error: io::Error) -> Errno {
+    error!(%error, "an index cannot be read");
+    Errno::EIO
+}
+
+/// Answers with a value, or only with its length where a length of 0 asks for that (`getxattr(2)`).
+fn answer_xattr(value: Result<Vec<u8>, Errno>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(error),
+    }
+}
+
+fn root_attr() -> FileAttr {
+    attr(INodeNo::ROOT, FileType::Directory, 0o500, 0)
+}
+
+fn raw_attr(layer: &LazyLayer) -> FileAttr {
+    attr(INodeNo(layer.id.ino(0)), FileType::RegularFile, 0o400, layer.raw.len())
 }
 
 fn attr(ino: INodeNo, kind: FileType, perm: u16, size: u64) -> FileAttr {

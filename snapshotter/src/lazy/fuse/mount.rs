@@ -28,6 +28,8 @@ use rustix::{
 };
 use tracing::warn;
 
+use crate::lazy::layer::LayerId;
+
 /// Threads that take requests.
 const THREADS: usize = 4;
 /// How far the kernel reads ahead, in KiB.
@@ -96,6 +98,11 @@ impl FuseMount {
     /// Where a layer's raw tar is.
     pub(in crate::lazy) fn file(&self, diff_id: &Digest) -> PathBuf {
         self.path.join(diff_id.hex())
+    }
+
+    /// Where a layer's tree is.
+    pub(in crate::lazy) fn tree(&self, id: LayerId) -> PathBuf {
+        self.path.join(id.to_string())
     }
 
     /// What [`super::invalidate`] takes.
