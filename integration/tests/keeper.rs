@@ -30,9 +30,9 @@ impl Reading {
         let mut cluster = Cluster::with_nodes(1).with_links().start(lab).await?;
         let name = cluster.push("tiny:1", &Image::tiny(lab)?).await?;
         cluster.seed()?.link()?.limit(SLOW);
-        cluster.nodes[0].pull_lazily(&name).await?;
-        let node = &cluster.nodes[0].containerd;
-        node.run_detached(DARTER, &name, READER, &["sleep", "3600"]).await?;
+        let [node] = cluster.nodes.as_slice() else { bail!("a node") };
+        node.pull_lazily(&name).await?;
+        node.containerd.run_detached(DARTER, &name, READER, &["sleep", "3600"]).await?;
         // Who finds no seed goes to the origin.
         cluster.origin.limit(SLOW);
         Ok(Self { cluster, name })
