@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test clean-up
+.PHONY: setup build demo test bench-lazy clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -18,6 +18,12 @@ test: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --workspace --bins
 	cargo nextest run --workspace --no-fail-fast
+
+# How long a container's start takes whose layers are not here, next to overlayfs and soci-snapshotter (unpacked under
+# target/). ARGS="--subject science --link-mbit 200" and the like choose. Writes target/bench/lazy.json.
+bench-lazy: build
+	@integration/install-soci.sh $(CURDIR)/target/integration-cache/soci
+	DARTER_LOG=info target/debug/bench-lazy $(ARGS)
 
 # Removes what tests and demos have left that were killed hard; the next one does so too.
 clean-up: build

@@ -40,6 +40,15 @@ impl Containerd {
 
     /// Starts one that also has the snapshotter [`DARTER`], served at the unix socket `snapshotter`.
     pub async fn start_with(lab: &Lab, name: &str, snapshotter: Option<&Path>) -> Result<Self> {
+        Self::start_with_plugin(lab, name, snapshotter.map(|socket| (DARTER, socket))).await
+    }
+
+    /// Starts one that also has a snapshotter of this name, served at this unix socket.
+    pub async fn start_with_plugin(
+        lab: &Lab,
+        name: &str,
+        snapshotter: Option<(&str, &Path)>,
+    ) -> Result<Self> {
         let dir = lab.subdir(name)?;
         let config = lab.write(&format!("{name}/containerd.toml"), &config(&dir, snapshotter))?;
         let program = Program::new(format!("{name}-containerd"), "containerd").arg("--config").arg(config);
@@ -122,6 +131,24 @@ impl Containerd {
         command: &[&str],
     ) -> Result<Output> {
         self.ctr_run(snapshotter, &["--detach", "--null-io"], image, id).args(command).run().await
+    }
+
+    /// Runs a command that serves something at a port of the host, until [`Self::quit`] ends it; then the container is
+    /// removed.
+    pub async fn serve(
+        &self,
+        snapshotter: &str,
+        image: &ImageRef,
+        id: &str,
+        command: impl IntoIterator<Item = &str>,
+    ) -> Result<Output> {
+        self.ctr_run(snapshotter, &["--rm", "--net-host"], image, id).args(command).run().await
+    }
+
+    /// Asks what [`Self::serve`] runs to end.
+    pub async fn quit(&self, id: &str) -> Result<()> {
+        self.ctr(["tasks", "kill", "--signal", "SIGQUIT"]).arg(self.container(id)).run().await?;
+        Ok(())
     }
 
     fn ctr_run(&self, snapshotter: &str, flags: &[&str], image: &ImageRef, id: &str) -> Command {
@@ -225,7 +252,7 @@ impl Containerd {
 }
 
 /// Configuration version 2 is read by every containerd from 1.3 to 2.x.
-fn config(dir: &Path, snapshotter: Option<&Path>) -> String {
+fn config(dir: &Path, snapshotter: Option<(&str, &Path)>) -> String {
     let dir = dir.display();
     let mut config = format!(
         r#"version = 2
@@ -245,10 +272,10 @@ state = "{dir}/state"
     disable_snapshot_annotations = false
 "#
     );
-    if let Some(socket) = snapshotter {
+    if let Some((name, socket)) = snapshotter {
         let socket = socket.display();
         config.push_str(&format!(
-            "\n[proxy_plugins.{DARTER}]\n  type = \"snapshot\"\n  address = \"{socket}\"\n"
+            "\n[proxy_plugins.{name}]\n  type = \"snapshot\"\n  address = \"{socket}\"\n"
         ));
     }
     config

@@ -19,7 +19,7 @@ use crate::{Lab, digest, target};
 mod debian;
 mod layer;
 mod node;
-mod python;
+mod packaged;
 mod tiny;
 
 /// An image in a directory, with its blobs under `blobs/sha256` as in an OCI image layout.
@@ -92,7 +92,22 @@ impl Image {
     /// Python with numpy and scipy out of Debian's packages: a few hundred MB in several layers. `report` is told
     /// what is being done; it takes a while when it is not in the cache yet.
     pub fn python(report: impl Fn(&str)) -> Result<Self> {
-        let packages = python::Packages::resolve()?;
+        Self::packaged(&packaged::PYTHON, report)
+    }
+
+    /// An application in Python, a large binary and nginx, out of Debian's packages: `sh /srv/start.sh PORT` prints a
+    /// line and then serves a page at that port of 127.0.0.1.
+    pub fn web(report: impl Fn(&str)) -> Result<Self> {
+        Self::packaged(&packaged::WEB, report)
+    }
+
+    /// Python with numpy, scipy, pandas, scikit-learn and Django out of Debian's packages.
+    pub fn science(report: impl Fn(&str)) -> Result<Self> {
+        Self::packaged(&packaged::SCIENCE, report)
+    }
+
+    fn packaged(recipe: &'static packaged::Recipe, report: impl Fn(&str)) -> Result<Self> {
+        let packages = packaged::Packages::resolve(recipe)?;
         Self::cached(&packages.cache_key(), |dir| {
             packages.build(ImageBuilder::new(dir, Format::Oci)?, &report)
         })

@@ -28,3 +28,11 @@ pub fn cache(name: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
     Ok(cache)
 }
+
+/// The file that a benchmark writes its results to.
+pub fn bench(name: &str) -> Result<PathBuf> {
+    let profile = profile_dir()?;
+    let bench = profile.parent().context("the profile's directory is in no directory")?.join("bench");
+    std::fs::create_dir_all(&bench).with_context(|| format!("creating {}", bench.display()))?;
+    Ok(bench.join(name).with_extension("json"))
+}

@@ -6,15 +6,15 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use darter_integration::{Cluster, Node, containerd::DARTER, darter::Peer};
-use tokio::time::Instant;
-
-use crate::{
-    progress::transfer,
-    pull::Ordinary,
-    subject::Subject,
+use darter_integration::{
+    Cluster, Node,
+    containerd::DARTER,
+    darter::Peer,
     table::{Table, seconds},
 };
+use tokio::time::Instant;
+
+use crate::{progress::transfer, pull::Ordinary, subject::Subject};
 
 /// The layers of a node that are not complete after this time will not be.
 const COMPLETE_DEADLINE: Duration = Duration::from_secs(600);

@@ -1,17 +1,15 @@
 //! `make demo`: a small cluster on this machine, and what it does for a pull and for the start of a container.
 
 mod lazy;
-mod machine;
 mod progress;
 mod pull;
 mod subject;
-mod table;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
-use darter_integration::{Cluster, Lab};
+use darter_integration::{Cluster, Lab, machine};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{progress::step, subject::Subject};

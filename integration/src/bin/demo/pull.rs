@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use darter_integration::{Cluster, Node};
+use darter_integration::{
+    Cluster, Node,
+    table::{Table, megabytes, seconds},
+};
 
 use crate::{
     progress::{step, transfer},
     subject::Subject,
-    table::{Table, megabytes, seconds},
 };
 
 /// How a container started from an ordinary pull.

@@ -1,16 +1,19 @@
 //! Tables of plain text.
 
 /// A table with a heading for each column; the first column is text, the others are aligned to the right.
-pub(crate) struct Table {
+#[derive(Debug, Clone)]
+pub struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub(crate) fn new<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Self {
+    /// An empty table with these headings.
+    pub fn new<const COLUMNS: usize>(headings: [&str; COLUMNS]) -> Self {
         Self { rows: vec![headings.map(str::to_owned).to_vec()] }
     }
 
-    pub(crate) fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
+    /// Adds a row.
+    pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
         self.rows.push(cells.to_vec());
     }
 }
@@ -36,11 +39,11 @@ impl std::fmt::Display for Table {
 }
 
 /// A number of bytes as MB, in powers of ten as network rates are.
-pub(crate) fn megabytes(bytes: u64) -> String {
+pub fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
 /// A time in seconds.
-pub(crate) fn seconds(time: std::time::Duration) -> String {
+pub fn seconds(time: std::time::Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }

@@ -5,7 +5,7 @@ use std::{fs, thread};
 use rustix::system::uname;
 
 /// One line: processors, memory, kernel.
-pub(crate) fn describe() -> String {
+pub fn describe() -> String {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let processor = field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".to_owned());
     let memory =
