@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod origin;
 pub mod peer;
 pub mod plan;
+mod profiles;
 mod session;
 pub mod store;
 pub mod task;

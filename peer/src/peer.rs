@@ -33,6 +33,7 @@ use crate::{
     limits::{Limits, LimitsConfig},
     metrics::PeerMetrics,
     origin::{Origin, Registries, RegistryError, Source},
+    profiles::Profiles,
     session::{Keeper, Session},
     store::{Entry, Store, StoreError},
     transfer::{Pool, Server, TransferMetrics},
@@ -69,6 +70,7 @@ pub(crate) struct Inner {
     pub(crate) makes: Semaphore,
     /// Descriptors that are awaited from the scheduler, by blob.
     pub(crate) awaited: Mutex<HashMap<String, watch::Sender<Awaited>>>,
+    profiles: Arc<Profiles>,
     /// Layers being made here, by blob.
     pub(crate) making: Mutex<HashMap<TaskId, watch::Receiver<Option<Made>>>>,
     running: Mutex<HashMap<TaskId, Running>>,
@@ -144,6 +146,7 @@ impl Peer {
         let (inbox, heard) = mpsc::channel(1024);
         let host = cluster::host(&config, &store, &transfer_address);
         let manager = cluster::link(&config, &host, &tracker, &shutdown)?;
+        let profiles = Arc::<Profiles>::default();
         let keeper = Keeper {
             addresses: cluster::schedulers(
                 config.scheduler.addresses.clone(),
@@ -153,6 +156,7 @@ impl Peer {
             ),
             host,
             store: store.clone(),
+            profiles: profiles.clone(),
             inbox,
             shutdown: shutdown.clone(),
         };
@@ -183,6 +187,7 @@ impl Peer {
             limits,
             maker,
             awaited: Mutex::default(),
+            profiles,
             making: Mutex::default(),
             running: Mutex::default(),
             transfer_address,
@@ -307,6 +312,10 @@ impl Peer {
         self.inner.running.lock().get(id).map(|running| running.status.lock().clone())
     }
 
+    pub(crate) fn profiles(&self) -> &Profiles {
+        &self.inner.profiles
+    }
+
     pub(crate) fn session(&self) -> &Session {
         &self.inner.means.session
     }
@@ -321,6 +330,7 @@ impl Peer {
                 Heard::Fetch(fetch) => self.fetch(fetch.task.unwrap_or_default()).await,
                 Heard::MakeLayer(make) => self.make(make),
                 Heard::Layer(layer) => self.layer_heard(layer),
+                Heard::StartProfile(profile) => self.profiles().heard(profile),
                 Heard::Config(config) => self.limit(&config),
                 Heard::SendDigests(send) if self.is_idle(&send) => self.send_digests(&send).await,
                 Heard::Discard(discard) if self.inbox(&TaskId::parse(&discard.task).ok()).is_none() => {

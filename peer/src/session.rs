@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
 use crate::{
+    profiles::Profiles,
     store::{Entry, Store},
     wire,
 };
@@ -52,6 +53,7 @@ pub(crate) struct Keeper {
     pub(crate) addresses: watch::Receiver<Vec<String>>,
     pub(crate) host: Host,
     pub(crate) store: Store,
+    pub(crate) profiles: Arc<Profiles>,
     /// Takes every message of the scheduler.
     pub(crate) inbox: mpsc::Sender<scheduler_message::Message>,
     pub(crate) shutdown: CancellationToken,
@@ -181,6 +183,9 @@ impl Keeper {
             client.session(ReceiverStream::new(receiver)).await.map_err(|s| s.message().to_owned())?;
         for holdings in self.holdings() {
             say(peer_message::Message::Holdings(holdings)).await?;
+        }
+        for profile in self.profiles.to_tell() {
+            say(peer_message::Message::StartProfile(profile)).await?;
         }
         let mut incoming = response.into_inner();
         match incoming.next().await {

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     hosts: Gauge,
     tasks: Gauge,
     layers: Gauge,
+    profiles: Gauge,
     digest_bytes: Gauge,
     leases: Counter,
     ejections: Counter,
@@ -37,6 +38,7 @@ impl Metrics {
         registry.register("hosts", "Peers with a session", metrics.hosts.clone());
         registry.register("tasks", "Tasks that a peer holds or wants", metrics.tasks.clone());
         registry.register("layers", "Layers with a known descriptor", metrics.layers.clone());
+        registry.register("profiles", "Images with a known start profile", metrics.profiles.clone());
         registry.register("digest_bytes", "Memory for leaf digests", metrics.digest_bytes.clone());
         registry.register("leases", "Leases to fetch from an origin", metrics.leases.clone());
         registry.register("ejections", "Times a peer was ejected", metrics.ejections.clone());
@@ -52,11 +54,12 @@ impl Metrics {
 
     /// Shows what the state machine has counted.
     pub(crate) fn show(&mut self, counts: Counts, counters: Counters) {
-        let Counts { hosts, tasks, layers, digest_bytes } = counts;
+        let Counts { hosts, tasks, layers, profiles, digest_bytes } = counts;
         let gauges = [
             (&self.hosts, hosts),
             (&self.tasks, tasks),
             (&self.layers, layers),
+            (&self.profiles, profiles),
             (&self.digest_bytes, digest_bytes),
         ];
         for (gauge, value) in gauges {

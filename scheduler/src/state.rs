@@ -19,6 +19,7 @@ mod members;
 mod membership;
 mod message;
 mod place;
+mod profiles;
 mod progress;
 mod rendezvous;
 mod score;
@@ -45,6 +46,7 @@ use self::{
     ids::HostKey,
     layers::Layers,
     message::{Digests, Holding, Message, Register},
+    profiles::Profiles,
     sessions::Session,
     task::Task,
     timers::Timer,
@@ -63,6 +65,7 @@ pub struct State {
     world: World,
     tasks: IndexMap<TaskId, Task>,
     layers: Layers,
+    profiles: Profiles,
     sessions: HashMap<SessionId, Session>,
 }
 
@@ -73,6 +76,7 @@ impl State {
             world: World::new(settings, seed, now),
             tasks: IndexMap::new(),
             layers: Layers::default(),
+            profiles: Profiles::default(),
             sessions: HashMap::new(),
         }
     }
@@ -101,6 +105,7 @@ impl State {
             hosts: self.sessions.values().filter(|session| session.host.is_some()).count(),
             tasks: self.tasks.len(),
             layers: self.layers.len(),
+            profiles: self.profiles.len(),
             digest_bytes: self.world.digest_bytes,
         }
     }
@@ -146,6 +151,8 @@ impl State {
             }
             Message::LayerWanted { blob, diff_id } => self.layer_wanted(host, blob, diff_id),
             Message::LayerMade { blob, result } => self.layer_made(host, &blob, result),
+            Message::ProfileWanted { image } => self.profile_wanted(host, image),
+            Message::StartProfile(profile) => self.start_profile(profile),
             Message::Leave => self.leave(host),
         }
     }

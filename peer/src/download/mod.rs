@@ -372,7 +372,12 @@ pub(crate) fn task_of(message: &Heard) -> Option<TaskId> {
         Heard::TaskFailed(failed) => &failed.task,
         Heard::SendDigests(send) => &send.task,
         Heard::Discard(discard) => &discard.task,
-        Heard::Fetch(_) | Heard::MakeLayer(_) | Heard::Layer(_) | Heard::Welcome(_) | Heard::Config(_) => {
+        Heard::Fetch(_)
+        | Heard::MakeLayer(_)
+        | Heard::Layer(_)
+        | Heard::Welcome(_)
+        | Heard::Config(_)
+        | Heard::StartProfile(_) => {
             return None;
         }
     };

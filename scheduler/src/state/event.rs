@@ -121,6 +121,8 @@ pub struct Counts {
     pub tasks: usize,
     /// Layers with a known descriptor.
     pub layers: usize,
+    /// Images with a known start profile.
+    pub profiles: usize,
     /// Memory for leaf digests in bytes.
     pub digest_bytes: usize,
 }

@@ -21,6 +21,8 @@ const MAX_HEADERS: usize = 128;
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// Most parents reported on at once for one task.
 const MAX_REPORTS: usize = 1024;
+/// Longest start profile in bytes.
+const MAX_PROFILE: usize = 64 * 1024;
 /// Longest reason in characters; the rest is cut off.
 const MAX_REASON: usize = 512;
 
@@ -37,6 +39,8 @@ pub(super) enum Message {
     Dropped(Vec<TaskId>),
     LayerWanted { blob: Wanted, diff_id: String },
     LayerMade { blob: TaskId, result: Result<Descriptor, proto::Failure> },
+    ProfileWanted { image: String },
+    StartProfile(proto::StartProfile),
     Leave,
 }
 
@@ -172,6 +176,8 @@ impl TryFrom<proto::PeerMessage> for Message {
                 Self::LayerWanted { blob: wanted(m.blob)?, diff_id: diff_id(m.diff_id)? }
             }
             said::Message::LayerMade(m) => layer_made(m)?,
+            said::Message::ProfileWanted(m) => Self::ProfileWanted { image: image(m.image)? },
+            said::Message::StartProfile(m) => Self::StartProfile(profile(m)?),
             said::Message::Leave(_) => Self::Leave,
         })
     }
@@ -269,6 +275,15 @@ fn diff_id(text: String) -> Result<String, Invalid> {
     } else {
         Err(value("the diff id", &text))
     }
+}
+
+fn image(text: String) -> Result<String, Invalid> {
+    if TaskId::parse(&text).is_some() { Ok(text) } else { Err(value("the image", &text)) }
+}
+
+fn profile(profile: proto::StartProfile) -> Result<proto::StartProfile, Invalid> {
+    limit("the length of a start profile", profile.reads.len(), MAX_PROFILE)?;
+    Ok(proto::StartProfile { image: image(profile.image)?, reads: profile.reads })
 }
 
 fn task_id(text: &str) -> Result<TaskId, Invalid> {
