@@ -3,8 +3,9 @@
 use std::{cell::RefCell, path::PathBuf};
 
 use clap::Subcommand;
+use darter_proto::peer::{Image as ImageStatus, StatusRequest};
 use darter_snapshotter::pull::{Pull, Step};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 
 use crate::control::Control;
 
@@ -16,6 +17,17 @@ pub(crate) enum Image {
     /// For containerd 1.6 and 1.7, whose `ctr image pull` cannot do it. The kubelet, crictl and containerd 2 need
     /// nothing but their ordinary pull.
     Pull(PullArgs),
+    /// Show which images' layers are mounted lazily, and if they are not, why; how much of them is here, and how well
+    /// their latest start was foreseen.
+    Status(StatusArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    /// Only images whose name contains this.
+    image: Option<String>,
+    #[command(flatten)]
+    control: Control,
 }
 
 #[derive(Debug, clap::Args)]
@@ -42,23 +54,64 @@ pub(crate) struct PullArgs {
 
 impl Image {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self::Pull(args) = self;
-        let peer = args.control.connect().await?;
-        let pull = Pull {
-            containerd: args.address,
-            namespace: args.namespace,
-            snapshotter: args.snapshotter,
-            reference: args.reference,
-        };
-        let bar = RefCell::new(ProgressBar::new(0));
-        let pulled = pull.run(peer, |step| show(&bar, step)).await?;
-        bar.borrow().finish_and_clear();
-        println!(
-            "{} {}: {} of {} layers without fetching them",
-            pulled.name, pulled.target, pulled.lazy, pulled.layers
-        );
-        Ok(())
+        match self {
+            Self::Pull(args) => pull(args).await,
+            Self::Status(args) => status(args).await,
+        }
     }
+}
+
+async fn status(args: StatusArgs) -> anyhow::Result<()> {
+    let reply = args.control.connect().await?.status(StatusRequest {}).await;
+    let images = reply.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner().images;
+    let wanted = args.image.unwrap_or_default();
+    for image in images.iter().filter(|image| image.name.contains(&wanted)) {
+        println!("{}", describe(image));
+    }
+    Ok(())
+}
+
+fn describe(image: &ImageStatus) -> String {
+    let lazy = match (image.lazy_layers, image.plain_layers) {
+        (lazy, 0) => format!("yes, all {lazy} layers"),
+        (0, _) => "no".to_owned(),
+        (lazy, plain) => format!("{lazy} of {} layers", lazy + plain),
+    };
+    let share = |part: u64, whole: u64| format!("{} %", (part * 100).checked_div(whole).unwrap_or(100));
+    let mut lines = vec![image.name.clone(), format!("  lazy           {lazy}")];
+    if !image.reason.is_empty() {
+        lines.push(format!("  why not        {}", image.reason));
+    }
+    if image.lazy_layers > 0 {
+        let (held, all) = (BinaryBytes(image.raw_held), BinaryBytes(image.raw_len));
+        lines.push(format!("  present        {}, {held} of {all}", share(image.raw_held, image.raw_len)));
+        lines.push(format!("  not fetched    {}", BinaryBytes(image.raw_len.saturating_sub(image.raw_held))));
+    }
+    if image.start_read > 0 {
+        let foreseen = image.start_foreseen.map_or("no start profile was known".to_owned(), |foreseen| {
+            format!("{} in the start profile", share(foreseen.into(), image.start_read.into()))
+        });
+        lines.push(format!("  latest start   read {} leaves, {foreseen}", image.start_read));
+    }
+    lines.join("\n")
+}
+
+async fn pull(args: PullArgs) -> anyhow::Result<()> {
+    let peer = args.control.connect().await?;
+    let pull = Pull {
+        containerd: args.address,
+        namespace: args.namespace,
+        snapshotter: args.snapshotter,
+        reference: args.reference,
+    };
+    let bar = RefCell::new(ProgressBar::new(0));
+    let pulled = pull.run(peer, |step| show(&bar, step)).await?;
+    bar.borrow().finish_and_clear();
+    println!(
+        "{} {}: {} of {} layers without fetching them",
+        pulled.name, pulled.target, pulled.lazy, pulled.layers
+    );
+    Ok(())
 }
 
 fn show(bar: &RefCell<ProgressBar>, step: Step) {

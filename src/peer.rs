@@ -86,6 +86,7 @@ pub(crate) async fn run(config: PeerRole, path: &Path, shutdown: CancellationTok
         peer.add_status(Box::new(move |status| {
             status.snapshotter_socket = socket.clone();
             status.layers = layers.status();
+            status.images = layers.images();
         }));
         services.spawn(async move { snapshotter.run(until).await.context("the snapshotter failed") });
     }

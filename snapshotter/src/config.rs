@@ -25,6 +25,8 @@ pub struct Config {
     pub read_timeout: Duration,
     /// Whether mounted layers are filled to completeness in the background.
     pub fill: bool,
+    /// Whether what starts of containers read is noted, told to other nodes, and fetched ahead of the next start.
+    pub start_profiles: bool,
 }
 
 /// How lazy layers are mounted.
@@ -49,6 +51,7 @@ impl Default for Config {
             prepare_timeout: Duration::from_secs(30),
             read_timeout: Duration::from_secs(60),
             fill: true,
+            start_profiles: true,
         }
     }
 }

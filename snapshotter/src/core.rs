@@ -15,16 +15,15 @@ use crate::{
     images::{Images, ReadyLayer},
     lazy::{self, LayerStatus, Layers, keeper},
     metrics::{Metrics, PrepareOutcome},
+    report::{self, ImageStatus},
     snapshots::{
-        Filters, Kind, LabelUpdate, Labels, Lazy, Owner, Parent, Record, SnapshotError, Snapshots,
-        TARGET_LABEL, Usage, idmap,
+        Filters, Kind, LAZY_LABEL, LabelUpdate, Labels, Lazy, Owner, Parent, Record, SnapshotError,
+        Snapshots, TARGET_LABEL, Usage, idmap,
     },
 };
 
 type Result<T> = std::result::Result<T, SnapshotError>;
 
-/// Says on a snapshot whether it is lazy, and if it could have been but is not, why.
-const LAZY_LABEL: &str = "darter/lazy";
 /// Longest reason in [`LAZY_LABEL`], in characters.
 const MAX_REASON: usize = 500;
 
@@ -211,6 +210,17 @@ impl Core {
     /// The lazy layers and how far each is.
     pub(crate) fn layers(&self) -> Vec<LayerStatus> {
         self.layers.as_ref().map(|layers| layers.status()).unwrap_or_default()
+    }
+
+    /// The images that were pulled with this snapshotter. Blocks.
+    pub(crate) fn images(&self) -> Result<Vec<ImageStatus>> {
+        let mut images = report::images(&self.snapshots.list(&Filters::default())?, &self.layers());
+        if let Ok(layers) = &self.layers {
+            for image in &mut images {
+                image.start = image.chains.iter().rev().find_map(|chain| layers.start_seen(chain));
+            }
+        }
+        Ok(images)
     }
 
     /// Saves everything, and unmounts the layers if no container can be using one.

@@ -148,6 +148,8 @@ impl Images {
             progress.layers = Some(layers.iter().map(|layer| (layer.clone(), None)).collect());
         });
         let count = layers.len();
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
+        let top = layers.last().map(|layer| layer.chain_id.clone());
         let make_ready =
             |(at, layer)| async move { (at, self.make_layer_ready(&image.name, at, layer).await) };
         let ready =
@@ -162,6 +164,9 @@ impl Images {
             });
         }
         info!(image = %image.name, layers = count, "the image is lazy");
+        if let Some(top) = top {
+            self.layers.expect_start(&top, &diff_ids);
+        }
         Ok(())
     }
 

@@ -14,6 +14,7 @@ pub mod layer;
 mod lazy;
 mod metrics;
 pub mod pull;
+mod report;
 mod server;
 mod service;
 mod snapshots;

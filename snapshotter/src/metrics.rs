@@ -17,6 +17,8 @@ pub(crate) struct Metrics {
     pub(crate) read_errors: Counter,
     /// Layers mounted right now.
     pub(crate) mounted: Gauge,
+    /// Leaves that starts of containers read, by whether a start profile had named them.
+    pub(crate) start_leaves: Family<StartLabels, Counter>,
     /// Layers that clients prepared with an image's name.
     pub(crate) prepares: Family<PrepareLabels, Counter>,
 }
@@ -34,6 +36,13 @@ pub(crate) enum ReadResult {
     Hit,
     /// They had to be waited for.
     Miss,
+}
+
+/// Labels of a leaf that a start read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StartLabels {
+    /// `hit`: it was named, `miss`: it was not, `none`: there was no profile.
+    profile: &'static str,
 }
 
 /// Labels of a prepare.
@@ -64,6 +73,11 @@ impl Metrics {
         );
         registry.register("read_errors", "Reads of lazy layers that failed", metrics.read_errors.clone());
         registry.register("mounted_layers", "Lazy layers mounted", metrics.mounted.clone());
+        registry.register(
+            "start_leaves",
+            "Leaves that starts of containers read, by whether the start profile named them",
+            metrics.start_leaves.clone(),
+        );
         registry.register("lazy_prepares", "Layers that could be lazy, by outcome", metrics.prepares.clone());
         metrics
     }
@@ -74,6 +88,20 @@ impl Metrics {
             ReadResult::Miss => "miss",
         };
         self.reads.get_or_create(&ReadLabels { result }).inc();
+    }
+
+    /// A start read so many leaves, of which a profile had named so many.
+    pub(crate) fn started(&self, read: u32, foreseen: Option<u32>) {
+        let count = |profile, leaves: u32| {
+            self.start_leaves.get_or_create(&StartLabels { profile }).inc_by(u64::from(leaves));
+        };
+        match foreseen {
+            Some(foreseen) => {
+                count("hit", foreseen);
+                count("miss", read.saturating_sub(foreseen));
+            }
+            None => count("none", read),
+        }
     }
 
     pub(crate) fn prepare(&self, outcome: PrepareOutcome) {

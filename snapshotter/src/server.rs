@@ -9,7 +9,11 @@ use std::{
 };
 
 use darter_peer::Peer;
-use darter_proto::{MAX_MESSAGE_LEN, peer::Layer, snapshots::snapshots_server::SnapshotsServer};
+use darter_proto::{
+    MAX_MESSAGE_LEN,
+    peer::{Image, Layer},
+    snapshots::snapshots_server::SnapshotsServer,
+};
 use darter_service::Registry;
 use parking_lot::Mutex;
 use tokio::{
@@ -21,7 +25,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
 
-use crate::{config::Config, core::Core, engine::Engine, lazy::keeper, metrics::Metrics, service::Service};
+use crate::{
+    config::Config, core::Core, engine::Engine, lazy::keeper, metrics::Metrics, report::ImageStatus,
+    service::Service,
+};
 
 /// How long requests may go on after the shutdown began.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
@@ -109,6 +116,25 @@ impl Snapshotter {
             mounted: layer.mounted,
         });
         layers.collect()
+    }
+
+    /// The images that were pulled with this snapshotter, for `darter image status`. Blocks for a read of the disk.
+    pub fn images(&self) -> Vec<Image> {
+        let images = self.core.images().unwrap_or_else(|error| {
+            warn!(%error, "the images are not known");
+            Vec::new()
+        });
+        let image = |image: ImageStatus| Image {
+            name: image.name,
+            lazy_layers: image.lazy_layers,
+            plain_layers: image.plain_layers,
+            reason: image.reason.unwrap_or_default(),
+            raw_len: image.raw_len,
+            raw_held: image.raw_held,
+            start_read: image.start.map_or(0, |start| start.read),
+            start_foreseen: image.start.and_then(|start| start.foreseen),
+        };
+        images.into_iter().map(image).collect()
     }
 
     /// Serves containerd until the shutdown; then unmounts what no container uses.

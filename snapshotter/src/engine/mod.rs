@@ -30,6 +30,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn local_layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Option<OpenLayer>>;
     /// Nothing on this node needs a layer any more: its bytes may go.
     fn remove<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, ()>;
+    /// What another node's start of the image with this chainID read, if somebody knows.
+    fn start_profile<'a>(&'a self, image: &'a Digest) -> BoxFuture<'a, Option<Bytes>>;
+    /// Tells the others what a start of the image with this chainID read.
+    fn share_start_profile<'a>(&'a self, image: &'a Digest, profile: Bytes) -> BoxFuture<'a, ()>;
     /// A published layer is wrong: nothing of it may be used again.
     fn discard(&self, layer: &LayerDescriptor);
 }

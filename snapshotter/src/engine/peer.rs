@@ -71,6 +71,14 @@ impl Engine for Peer {
         })
     }
 
+    fn start_profile<'a>(&'a self, image: &'a Digest) -> BoxFuture<'a, Option<Bytes>> {
+        Box::pin(Peer::start_profile(self, image))
+    }
+
+    fn share_start_profile<'a>(&'a self, image: &'a Digest, profile: Bytes) -> BoxFuture<'a, ()> {
+        Box::pin(Peer::share_start_profile(self, image, profile))
+    }
+
     fn discard(&self, layer: &LayerDescriptor) {
         let tasks = [
             TaskId::of_leaves(&layer.table),

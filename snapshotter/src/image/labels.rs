@@ -13,6 +13,11 @@ const CRI_LAYER: &str = "containerd.io/snapshot/cri.layer-digest";
 const STARGZ_REFERENCE: &str = "containerd.io/snapshot/remote/stargz.reference";
 const STARGZ_LAYER: &str = "containerd.io/snapshot/remote/stargz.digest";
 
+/// Which image a client prepared a snapshot for, if it said so.
+pub(crate) fn image_name(labels: &Labels) -> Option<&str> {
+    [CRI_REFERENCE, STARGZ_REFERENCE].iter().find_map(|key| labels.get(*key)).map(String::as_str)
+}
+
 /// One layer of an image, as a client asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LayerRequest {

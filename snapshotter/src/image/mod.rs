@@ -4,6 +4,6 @@ mod labels;
 mod manifest;
 mod reference;
 
-pub(crate) use labels::{ImageName, LayerRequest, ManifestName};
+pub(crate) use labels::{ImageName, LayerRequest, ManifestName, image_name};
 pub(crate) use manifest::{Document, ImageLayer};
 pub(crate) use reference::{Reference, Repository};

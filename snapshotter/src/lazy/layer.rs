@@ -7,7 +7,7 @@ use std::{
     ops::Range,
     str::FromStr,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -30,6 +30,7 @@ use super::{
     files::LayerDir,
     index::{Index, Nid, Place},
     raw::Raw,
+    start::Recording,
 };
 use crate::{
     engine::{Engine, Leaves, OpenLayer},
@@ -79,6 +80,8 @@ pub(super) struct LazyLayer {
     fetches: Mutex<HashMap<(u32, Class), WeakShared<Fetch>>>,
     last_failure: Mutex<Option<String>>,
     discarded: AtomicBool,
+    /// Starts that note what is read, with the layer's number in each.
+    recordings: Mutex<Vec<(u16, Weak<Recording>)>>,
 }
 
 type Fetch = BoxFuture<'static, Result<Bytes, ReadError>>;
@@ -157,6 +160,7 @@ impl LazyLayer {
             fetches: Mutex::default(),
             last_failure: Mutex::default(),
             discarded: AtomicBool::new(false),
+            recordings: Mutex::default(),
         })
     }
 
@@ -180,6 +184,7 @@ impl LazyLayer {
         let is_held = |place: &Place| {
             place.raw.is_none_or(|raw| self.raw.missing(self.leaves_of(raw, place.len())).is_empty())
         };
+        self.note(places);
         if self.check().is_err() || !places.iter().all(is_held) {
             return None;
         }
@@ -227,6 +232,28 @@ impl LazyLayer {
     pub(super) async fn leaf(self: &Arc<Self>, leaf: u32, class: Class) -> Result<Bytes, ReadError> {
         let shared = self.fetch_once(leaf, class);
         shared.await
+    }
+
+    /// Notes what is read from here on in a recording, in which the layer has this number.
+    pub(super) fn record(&self, number: u16, recording: &Arc<Recording>) {
+        self.recordings.lock().push((number, Arc::downgrade(recording)));
+    }
+
+    fn note(&self, places: &[Place]) {
+        self.recordings.lock().retain(|(number, recording)| {
+            let recording = recording.upgrade();
+            for (raw, place) in places.iter().filter_map(|place| Some((place.raw?, place))) {
+                if let Some(recording) = &recording {
+                    recording.note(*number, self.leaves_of(raw, place.len()));
+                }
+            }
+            recording.is_some()
+        });
+    }
+
+    /// Length of a leaf as it is fetched, in bytes.
+    pub(super) fn stored_len(&self, leaf: u32) -> Option<u64> {
+        self.table.get(leaf).map(|entry| u64::from(entry.stored_len))
     }
 
     /// How many leaves it has.

@@ -20,6 +20,7 @@ mod probe;
 mod raw;
 #[cfg(test)]
 pub(crate) mod shown;
+mod start;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -56,8 +57,9 @@ use self::{
     keeper::Keeper,
     known::Known,
     layer::LazyLayer,
+    start::Starts,
 };
-pub(crate) use self::{known::Hold, layer::LayerRef};
+pub(crate) use self::{known::Hold, layer::LayerRef, start::Seen};
 use crate::{
     config::{Config, MountKind},
     engine::{Engine, OpenLayer},
@@ -95,6 +97,8 @@ pub(crate) struct Layers {
     /// Layers are mounted as EROFS, not shown by the FUSE file system.
     erofs: AtomicBool,
     fill: bool,
+    start_profiles: bool,
+    starts: Starts,
     engine: Arc<dyn Engine>,
     known: Arc<Known>,
     fuse: Mutex<Option<FuseMount>>,
@@ -170,6 +174,8 @@ impl Layers {
             local_dir: config.root.join(LOCAL),
             erofs: AtomicBool::new(config.mount != MountKind::Fuse),
             fill: config.fill,
+            start_profiles: config.start_profiles,
+            starts: Starts::below(&config.root),
             engine,
             known,
             fuse: Mutex::new(Some(fuse)),
@@ -193,6 +199,9 @@ impl Layers {
         layers.spawn(Self::save_regularly);
         layers.spawn(Self::pin_all);
         layers.spawn(|layers| layers.watch_keeper(keeper, start_keeper));
+        if config.start_profiles {
+            layers.spawn(start::tell_saved);
+        }
         Ok(layers)
     }
 
@@ -365,6 +374,25 @@ impl Layers {
             }
         }
         info!(layers = all.len(), "took over the mounts of the earlier run");
+    }
+
+    /// An image with this chainID was pulled, and its layers, the lowest first, can be mounted: fetches what its start
+    /// will read, if that is known, and learns from what it does read.
+    pub(crate) fn expect_start<'a>(
+        self: &Arc<Self>,
+        image: &Digest,
+        diff_ids: impl IntoIterator<Item = &'a Digest>,
+    ) {
+        let of: Option<Vec<_>> = diff_ids.into_iter().map(|diff_id| self.known.get(diff_id)).collect();
+        if let (true, Some(of)) = (self.start_profiles, of) {
+            let image = image.clone();
+            self.spawn(|layers| start::follow(layers, image, of));
+        }
+    }
+
+    /// How well the latest start of the image with this chainID was foreseen.
+    pub(crate) fn start_seen(&self, image: &Digest) -> Option<Seen> {
+        self.starts.seen(image)
     }
 
     /// Removes layers that no snapshot needs, unless they are held by now.

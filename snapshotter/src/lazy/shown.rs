@@ -114,5 +114,13 @@ impl Engine for Nobody {
         Box::pin(ready(()))
     }
 
+    fn start_profile<'a>(&'a self, _: &'a Digest) -> BoxFuture<'a, Option<Bytes>> {
+        Box::pin(async { None })
+    }
+
+    fn share_start_profile<'a>(&'a self, _: &'a Digest, _: Bytes) -> BoxFuture<'a, ()> {
+        Box::pin(async {})
+    }
+
     fn discard(&self, _: &LayerDescriptor) {}
 }

@@ -40,6 +40,9 @@ type Result<T> = std::result::Result<T, SnapshotError>;
 /// The label by which containerd names the snapshot that it wants in the end: a chainID.
 pub(crate) const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
 
+/// Says on a snapshot whether it is lazy, and if it could have been but is not, why: `yes`, or `no: ` and the reason.
+pub(crate) const LAZY_LABEL: &str = "darter/lazy";
+
 /// Labels with this prefix are ours; they stay when a client replaces the others at commit.
 const OWN_LABELS: &str = "darter/";
 

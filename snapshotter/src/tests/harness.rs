@@ -73,6 +73,8 @@ pub(super) struct FakePeer {
     stalled: Mutex<HashSet<Digest>>,
     /// Layers that are not needed any more.
     pub(super) removed: Mutex<Vec<Digest>>,
+    /// Start profiles by image, as the scheduler would keep them.
+    pub(super) profiles: Mutex<HashMap<Digest, Bytes>>,
     /// Layers that were said to be wrong.
     pub(super) discarded: Mutex<Vec<Digest>>,
 }
@@ -387,6 +389,16 @@ impl Engine for FakePeer {
 
     fn remove<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, ()> {
         self.removed.lock().push(layer.blob.clone());
+        Box::pin(async {})
+    }
+
+    fn start_profile<'a>(&'a self, image: &'a Digest) -> BoxFuture<'a, Option<Bytes>> {
+        let profile = self.profiles.lock().get(image).cloned();
+        Box::pin(async { profile })
+    }
+
+    fn share_start_profile<'a>(&'a self, image: &'a Digest, profile: Bytes) -> BoxFuture<'a, ()> {
+        self.profiles.lock().insert(image.clone(), profile);
         Box::pin(async {})
     }
 
