@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, future::BoxFuture, stream};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
@@ -23,6 +23,9 @@ use crate::{
     metrics::PeerMetrics,
     store::{Entry, Pin},
 };
+
+/// How often a leaf is fetched again that the disk lost before it could be read.
+const TRIES: usize = 5;
 
 /// A handle on a task's content. While one lives, an unfinished task goes on.
 pub struct Content {
@@ -58,6 +61,9 @@ pub(crate) struct Demand {
     pub(crate) class: Class,
 }
 
+/// Opens the same content anew.
+pub(crate) type Reopen = Arc<dyn Fn() -> BoxFuture<'static, Result<Content, TaskError>> + Send + Sync>;
+
 /// What the handles and the download share.
 pub(crate) struct Shared {
     pub(crate) id: TaskId,
@@ -72,6 +78,8 @@ pub(crate) struct Shared {
     demands: Option<mpsc::Sender<Demand>>,
     /// Counts what is read of a content that was complete when it was opened.
     local: Option<PeerMetrics>,
+    /// For leaves that are lost after the task has ended.
+    reopen: Reopen,
     pin: Mutex<Option<Pin>>,
     sources: [AtomicU64; 4],
     stall: Duration,
@@ -79,12 +87,16 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// A task that a download works on; it hears of readers' demands through the receiver.
-    pub(crate) fn downloading(id: TaskId, stall: Duration) -> (Arc<Self>, mpsc::Receiver<Demand>) {
+    pub(crate) fn downloading(
+        id: TaskId,
+        stall: Duration,
+        reopen: Reopen,
+    ) -> (Arc<Self>, mpsc::Receiver<Demand>) {
         let (demands, receiver) = mpsc::channel(256);
-        (Arc::new(Self::new(id, Some(demands), stall)), receiver)
+        (Arc::new(Self::new(id, Some(demands), stall, reopen)), receiver)
     }
 
-    fn new(id: TaskId, demands: Option<mpsc::Sender<Demand>>, stall: Duration) -> Self {
+    fn new(id: TaskId, demands: Option<mpsc::Sender<Demand>>, stall: Duration, reopen: Reopen) -> Self {
         Self {
             id,
             entry: watch::Sender::new(None),
@@ -93,6 +105,7 @@ impl Shared {
             fill: watch::Sender::new(None),
             demands,
             local: None,
+            reopen,
             pin: Mutex::new(None),
             sources: Default::default(),
             stall,
@@ -103,6 +116,13 @@ impl Shared {
     pub(crate) fn set_entry(&self, entry: Arc<Entry>) {
         *self.pin.lock() = Some(entry.pin());
         self.entry.send_replace(Some(entry));
+    }
+
+    /// Has the download fetch these leaves; nothing happens if it has ended.
+    pub(crate) async fn demand(&self, leaves: Range<u32>, class: Class) {
+        if let Some(demands) = &self.demands {
+            demands.send(Demand { leaves, class }).await.ok();
+        }
     }
 
     /// Ends the task; the first outcome stays.
@@ -136,8 +156,8 @@ impl Content {
     }
 
     /// A handle on what the store has completely.
-    pub(crate) fn stored(entry: Arc<Entry>, stall: Duration, metrics: PeerMetrics) -> Self {
-        let mut shared = Shared::new(entry.id().clone(), None, stall);
+    pub(crate) fn stored(entry: Arc<Entry>, stall: Duration, metrics: PeerMetrics, reopen: Reopen) -> Self {
+        let mut shared = Shared::new(entry.id().clone(), None, stall, reopen);
         shared.local = Some(metrics);
         shared.count(From::Local, entry.geometry().len());
         shared.set_entry(entry);
@@ -183,9 +203,7 @@ impl Content {
     /// # Errors
     /// The task's failure; [`TaskError::Deadline`] if nothing of the task arrives for the stall time.
     pub async fn leaf(&self, leaf: u32, class: Class) -> Result<Bytes, TaskError> {
-        let entry = self.entry().await?;
-        self.arrival(&entry, leaf..leaf.saturating_add(1), class).await?;
-        let bytes = blocking(move || entry.read_leaf(leaf)).await.map_err(|error| self.reason(error))?;
+        let bytes = self.read_leaf(leaf..leaf.saturating_add(1), class, false).await?;
         self.count_local(bytes.len() as u64);
         Ok(bytes)
     }
@@ -241,16 +259,11 @@ impl Content {
         let outside = || TaskError::Local(format!("{} has no byte {}", self.shared.id, range.start));
         let first = geometry.leaf_at(range.start).ok_or_else(outside)?;
         let ahead = first..first.saturating_add(16).min(geometry.leaves());
-        self.arrival(&entry, ahead, Class::Stream).await?;
-        let last_leaf = geometry.leaves().saturating_sub(1);
-        if first == last_leaf {
-            self.finished().await?;
-        }
         let leaf = geometry.leaf_range(first).ok_or_else(outside)?;
         let (skip, until) = (range.start - leaf.start, range.end.min(leaf.end) - leaf.start);
-        let entry = entry.clone();
+        let is_last = first == geometry.leaves().saturating_sub(1);
         // Whole leaves, because only these are checked again on their way from the disk.
-        let bytes = blocking(move || entry.read_leaf(first)).await.map_err(|error| self.reason(error))?;
+        let bytes = self.read_leaf(ahead, Class::Stream, is_last).await?;
         match (usize::try_from(skip), usize::try_from(until)) {
             (Ok(skip), Ok(until)) if until <= bytes.len() => {
                 self.count_local((until - skip) as u64);
@@ -260,11 +273,46 @@ impl Content {
         }
     }
 
-    /// Why a read failed: if the task failed, its leaves are gone because of that.
-    fn reason(&self, error: TaskError) -> TaskError {
-        match &*self.shared.outcome.borrow() {
-            Some(Err(reason)) => reason.clone(),
-            _ => error,
+    /// The first of `leaves`; the others are only asked for. With `whole`, waits until the whole was checked.
+    async fn read_leaf(&self, leaves: Range<u32>, class: Class, whole: bool) -> Result<Bytes, TaskError> {
+        let mut content = self.clone();
+        for _ in 0..TRIES {
+            if let Some(bytes) = content.try_read(&leaves, class, whole).await? {
+                return Ok(bytes);
+            }
+            let ended = content.shared.outcome.borrow().is_some();
+            if ended {
+                content = (content.shared.reopen)().await?;
+            }
+        }
+        let lost = format!("{}: leaf {} is lost again and again", self.shared.id, leaves.start);
+        Err(TaskError::Local(lost))
+    }
+
+    /// `None` if the leaf was lost before it could be read.
+    async fn try_read(
+        &self,
+        leaves: &Range<u32>,
+        class: Class,
+        whole: bool,
+    ) -> Result<Option<Bytes>, TaskError> {
+        let entry = self.entry().await?;
+        if !self.arrival(&entry, leaves.clone(), class).await? {
+            return Ok(None);
+        }
+        if whole {
+            self.finished().await?;
+        }
+        let leaf = leaves.start;
+        match tokio::task::spawn_blocking(move || entry.read_leaf(leaf)).await {
+            Ok(Ok(bytes)) => Ok(Some(bytes)),
+            Ok(Err(error)) => match &*self.shared.outcome.borrow() {
+                // If the task failed, its leaves are gone because of that.
+                Some(Err(reason)) => Err(reason.clone()),
+                _ if error.is_loss() => Ok(None),
+                _ => Err(error.into()),
+            },
+            Err(_) => Err(TaskError::Cancelled),
         }
     }
 
@@ -274,29 +322,30 @@ impl Content {
         }
     }
 
-    /// Waits until the first of `leaves` is here; the others are only asked for.
-    async fn arrival(&self, entry: &Arc<Entry>, leaves: Range<u32>, class: Class) -> Result<(), TaskError> {
+    /// Waits until the first of `leaves` is here; the others are only asked for. False if it is not, and the task has
+    /// ended well.
+    async fn arrival(
+        &self,
+        entry: &Arc<Entry>,
+        leaves: Range<u32>,
+        class: Class,
+    ) -> Result<bool, TaskError> {
         let first = leaves.start;
         if entry.has(first) {
-            return Ok(());
+            return Ok(true);
         }
-        if let Some(demands) = &self.shared.demands {
-            // Closed means that the download ended; the loop below finds out how.
-            demands.send(Demand { leaves, class }).await.ok();
-        }
+        // If the download has ended, the loop below finds out how.
+        self.shared.demand(leaves, class).await;
         let mut changes = entry.changes();
         let mut outcome = self.shared.outcome.subscribe();
         loop {
             changes.mark_unchanged();
             if entry.has(first) {
-                return Ok(());
+                return Ok(true);
             }
             let ended = outcome.borrow_and_update().clone();
             match ended {
-                Some(Err(error)) => return Err(error),
-                Some(Ok(())) => {
-                    return Err(TaskError::Local(format!("{}: leaf {first} was lost", self.shared.id)));
-                }
+                Some(ended) => return ended.map(|()| false),
                 None => {}
             }
             let news = async {

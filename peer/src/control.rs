@@ -132,6 +132,7 @@ fn to_status(error: TaskError) -> Status {
         TaskError::WrongDigest { .. } | TaskError::WrongDiffId { .. } => Status::data_loss(message),
         TaskError::LayerRefused(_) => Status::failed_precondition(message),
         TaskError::Deadline { .. } => Status::deadline_exceeded(message),
+        TaskError::Full(_) => Status::resource_exhausted(message),
         TaskError::Local(_) => Status::internal(message),
         TaskError::Cancelled => Status::cancelled(message),
     }

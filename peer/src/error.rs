@@ -47,7 +47,10 @@ pub enum TaskError {
         /// The deadline in seconds.
         seconds: u64,
     },
-    /// The store failed: full disk, I/O error.
+    /// There is no room in the store, and the content cannot be passed on without being kept.
+    #[error("the local store is full: {0}")]
+    Full(String),
+    /// The store failed otherwise: I/O error, damage.
     #[error("the local store failed: {0}")]
     Local(String),
     /// The peer is shutting down, or everybody who wanted the content went away.
@@ -64,7 +67,7 @@ impl TaskError {
             Self::WrongDigest { .. } | Self::WrongDiffId { .. } => (Kind::WrongDigest, 0),
             Self::NotFound(_) => (Kind::NotFound, 0),
             Self::LayerRefused(_) => (Kind::LayerRefused, 0),
-            Self::Local(_) => (Kind::Local, 0),
+            Self::Full(_) | Self::Local(_) => (Kind::Local, 0),
             Self::Cancelled => (Kind::Cancelled, 0),
         };
         Failure { kind: kind.into(), status, reason: self.to_string() }
@@ -93,7 +96,10 @@ impl TaskError {
 
 impl From<StoreError> for TaskError {
     fn from(error: StoreError) -> Self {
-        Self::Local(error.to_string())
+        match error {
+            StoreError::Full { .. } => Self::Full(error.to_string()),
+            error => Self::Local(error.to_string()),
+        }
     }
 }
 

@@ -98,7 +98,7 @@ impl Peer {
         let id = TaskId::of_leaves(&table.root());
         let (store, geometry) = (self.store().clone(), Geometry::Table(table.clone()));
         let create = id.clone();
-        let entry = blocking(move || store.create(&create, geometry)).await?;
+        let entry = blocking(move || store.admit(&create, geometry)).await?;
         self.open_as(Want { id, source: None, class: Class::Background }, Some(entry), false).await
     }
 

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Class, Content, LayerMaker, TaskError, TaskId, cluster,
     config::{Config, advertised},
-    content::{Shared, blocking},
+    content::{Reopen, Shared, blocking},
     control::{self, StatusPart},
     download::{DemandClock, Download, DownloadStatus, Means, task_of},
     layers::{Awaited, Made},
@@ -170,6 +170,7 @@ impl Peer {
             transfer_metrics.clone(),
             shutdown.clone(),
         ));
+        store.register(metrics);
         let metrics = PeerMetrics::register(metrics);
         let inner = Arc::new(Inner {
             makes: Semaphore::new(config.makes.max(1)),
@@ -238,9 +239,10 @@ impl Peer {
             return Err(TaskError::Cancelled);
         }
         let stall = self.inner.config.stall_timeout;
+        let reopen = self.reopen(&want);
         let verified = self.inner.means.store.get(&want.id).filter(|entry| entry.is_verified());
         if let Some(entry) = verified {
-            return Ok(Content::stored(entry, stall, self.metrics().clone()));
+            return Ok(Content::stored(entry, stall, self.metrics().clone(), reopen));
         }
         let mut running = self.inner.running.lock();
         if let hash_map::Entry::Occupied(occupied) = running.entry(want.id.clone())
@@ -248,7 +250,7 @@ impl Peer {
         {
             return Ok(Content::joined(occupied.get().shared.clone()));
         }
-        let (shared, demands) = Shared::downloading(want.id.clone(), stall);
+        let (shared, demands) = Shared::downloading(want.id.clone(), stall, reopen);
         let (inbox, heard) = mpsc::channel(256);
         let mut download = Download::new(self.inner.means.clone(), shared.clone(), want.source, want.class);
         if let Some(entry) = entry {
@@ -270,6 +272,20 @@ impl Peer {
             }
         });
         Ok(content)
+    }
+
+    /// How a content's readers open it again.
+    fn reopen(&self, want: &Want) -> Reopen {
+        let (inner, want) = (Arc::downgrade(&self.inner), want.clone());
+        Arc::new(move || {
+            let (inner, want) = (inner.clone(), want.clone());
+            Box::pin(async move {
+                let inner = inner.upgrade().ok_or(TaskError::Cancelled)?;
+                let peer = Self { inner };
+                let entry = peer.inner.means.store.get(&want.id);
+                peer.open_as(want, entry, false).await
+            })
+        })
     }
 
     /// The store.

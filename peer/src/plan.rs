@@ -46,6 +46,8 @@ pub struct Plan {
     demanded: BTreeSet<(Class, u32)>,
     /// All leaves are wanted.
     fill: Option<Class>,
+    /// There is no room to keep leaves: only what a reader waits for is wanted.
+    passing: bool,
     parents: BTreeMap<Key, Parent>,
     in_flight: HashMap<u32, Vec<Flight>>,
     /// How many parents have each leaf.
@@ -89,6 +91,7 @@ impl Plan {
             open: LeafSet::new(leaves),
             demanded: BTreeSet::new(),
             fill: None,
+            passing: false,
             parents: BTreeMap::new(),
             in_flight: HashMap::new(),
             copies: vec![0; leaves as usize],
@@ -111,9 +114,15 @@ impl Plan {
         !self.in_flight.is_empty()
     }
 
-    /// Leaves that the origin need not send: here, or on their way from a parent.
+    /// Leaves that the origin need not send: here, on their way from a parent, or not wanted.
     pub fn covered(&self) -> LeafSet {
         let mut covered = self.held.clone();
+        if self.passing {
+            covered.insert_range(0..self.geometry.leaves());
+            self.demanded.iter().for_each(|(_, leaf)| {
+                covered.remove(*leaf);
+            });
+        }
         self.in_flight.keys().for_each(|leaf| {
             covered.insert(*leaf);
         });
@@ -136,9 +145,22 @@ impl Plan {
         }
     }
 
-    /// All leaves are wanted.
+    /// All leaves are wanted, if they can be kept.
     pub fn fill(&mut self, class: Class) {
-        self.fill = Some(class);
+        self.fill = Some(class).filter(|_| !self.passing);
+    }
+
+    /// There is no room to keep leaves: from now on only what a reader waits for is wanted. True the first time.
+    pub fn pass(&mut self) -> bool {
+        self.fill = None;
+        !std::mem::replace(&mut self.passing, true)
+    }
+
+    /// A leaf that was here is gone.
+    pub fn lost(&mut self, leaf: u32) {
+        if self.held.remove(leaf) {
+            self.reopen(leaf);
+        }
     }
 
     /// A parent joins; it has nothing until it says so.
@@ -455,6 +477,28 @@ mod tests {
         plan.parent_has(2, std::slice::from_ref(&(0..4)));
         let asked: u32 = plan.pick(at(0), false, &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
         assert_eq!(asked, 4);
+    }
+
+    #[test]
+    fn without_room_only_what_is_waited_for_is_asked_for() {
+        let mut plan = plan(64);
+        let mut rng = SmallRng::seed_from_u64(1);
+        (0..64).for_each(|leaf| plan.know(leaf));
+        plan.add_parent(1);
+        plan.parent_has(1, std::slice::from_ref(&(0..64)));
+        plan.pass();
+        plan.fill(Class::Stream);
+        assert_eq!(plan.pick(at(0), false, &mut rng), []);
+        plan.demand(7..9, Class::Stream);
+        assert_eq!(plan.covered().first_missing(0), Some(7));
+        let asked = plan.pick(at(0), false, &mut rng);
+        assert_eq!(asked, [Request { parent: 1, leaves: 7..9, class: Class::Stream }]);
+        assert!(plan.covered().is_full());
+        plan.landed(7);
+        plan.lost(7);
+        assert_eq!(plan.pick(at(1), false, &mut rng), []);
+        plan.demand(7..8, Class::Stream);
+        assert_eq!(plan.pick(at(1), false, &mut rng).len(), 1);
     }
 
     proptest! {

@@ -4,66 +4,12 @@
 
 mod common;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
-use common::{Faults, Node, Origin, blob};
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use common::{Faults, Node, Origin, Scheduler, blob};
+use tokio::task::JoinSet;
 
 const LEN: usize = 24 * 1024 * 1024 + 4321;
-
-/// A scheduler that can be stopped and started again at the same address.
-struct Scheduler {
-    address: SocketAddr,
-    running: Option<(CancellationToken, JoinHandle<()>)>,
-}
-
-impl Scheduler {
-    async fn start() -> Self {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
-        let mut scheduler = Self { address, running: None };
-        scheduler.run();
-        scheduler
-    }
-
-    fn run(&mut self) {
-        let text = format!("listen = \"{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n", self.address);
-        let config = darter_service::config::parse(&text, "scheduler").unwrap();
-        let stop = CancellationToken::new();
-        let task = darter_scheduler::run(config, stop.clone());
-        self.running = Some((stop, tokio::spawn(async move { task.await.unwrap() })));
-    }
-
-    async fn stop(&mut self) {
-        if let Some((stop, task)) = self.running.take() {
-            stop.cancel();
-            task.await.unwrap();
-        }
-    }
-
-    async fn peer(&self, seed: bool) -> Node {
-        let url = format!("http://{}", self.address);
-        let node = Node::start(|config| {
-            config.scheduler.addresses = vec![url];
-            config.seed = seed;
-        })
-        .await;
-        while node.peer.scheduler().is_none() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        node
-    }
-
-    async fn peers(&self, count: usize) -> Vec<Node> {
-        let mut peers = Vec::new();
-        for _ in 0..count {
-            peers.push(self.peer(false).await);
-        }
-        peers
-    }
-}
 
 /// All nodes read at once.
 async fn all_read(nodes: &[Node], origin: &Origin, id: &darter_peer::TaskId, bytes: &[u8]) {

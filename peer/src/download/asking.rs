@@ -41,7 +41,7 @@ impl Download {
                 if leaf_digest(&bytes) != digest {
                     return Ok(Err(Unstored::Wrong));
                 }
-                entry.write_leaf(leaf, digest, &bytes)?;
+                entry.take_leaf(leaf, digest, bytes)?;
                 Ok::<_, StoreError>(Ok(()))
             });
             let result = stored.await.unwrap_or_else(|error| Err(Unstored::Failed(error)));

@@ -22,7 +22,7 @@ use std::{
 
 use bytes::Bytes;
 use darter_proto::scheduler::{
-    Digests, Failed, Fault, Finished, Parents as ParentsMessage, Progress, Register, TaskInfo, TaskProgress,
+    Digests, Dropped, Failed, Fault, Finished, Parents as ParentsMessage, Progress, Register, TaskInfo, TaskProgress,
     peer_message::Message as Said, scheduler_message::Message as Heard,
 };
 use parking_lot::Mutex;
@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::demand::DemandClock;
 use self::{
-    origin::{Fetch, News},
+    origin::{Covered, Fetch, News},
     parents::{Parent, Parents},
 };
 use crate::{
@@ -94,7 +94,7 @@ pub(crate) struct Download {
     jobs: JoinSet<Done>,
     events: (mpsc::Sender<ParentEvent>, mpsc::Receiver<ParentEvent>),
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
-    covered: Arc<Mutex<LeafSet>>,
+    covered: Arc<Covered>,
     back_to_source: BackToSource,
     /// Digests to announce, in the order in which their leaves were stored.
     fresh_digests: Vec<(u32, LeafDigest)>,
@@ -169,7 +169,7 @@ impl Download {
             jobs: JoinSet::new(),
             events: mpsc::channel(EVENTS),
             news: mpsc::channel(EVENTS),
-            covered: Arc::default(),
+            covered: Arc::new(Covered::new(LeafSet::default())),
             back_to_source: BackToSource::Not,
             fresh_digests: Vec::new(),
             registered: None,
@@ -248,7 +248,7 @@ impl Download {
         self.register().await;
         loop {
             self.ask();
-            if self.is_complete() {
+            if self.is_complete() && self.passed_check() {
                 return self.seal().await;
             }
             tokio::select! {
@@ -268,16 +268,13 @@ impl Download {
     }
 
     async fn on_tick(&mut self) -> Result<(), TaskError> {
-        if *self.shared.handles.borrow() > 0 {
+        if *self.shared.handles.borrow() > 0 || self.is_complete() {
             self.unwanted = None;
         } else if self.unwanted.get_or_insert_with(Instant::now).elapsed() > LINGER {
             return Err(TaskError::Cancelled);
         }
         self.connect_parents();
-        let entry = self.shared.entry.borrow().clone();
-        if let (Some(entry), Some(expected)) = (entry, self.shared.id.digest()) {
-            self.start_check(&entry, expected);
-        }
+        self.passed_check();
         if !self.fresh_digests.is_empty() {
             self.announce().await;
         }
@@ -348,7 +345,7 @@ impl Download {
     /// Tells a running back-to-source fetch what it need not fetch.
     fn note_covered(&self) {
         if let (BackToSource::Running, Some(plan)) = (&self.back_to_source, &self.plan) {
-            *self.covered.lock() = plan.covered();
+            self.covered.replace(plan.covered());
         }
     }
 

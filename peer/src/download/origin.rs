@@ -1,10 +1,14 @@
 //! Back to source: streams what is missing from the origin, cuts it into leaves and stores them.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::{
     Geometry, LeafDigest, LeafSet, TaskError, TaskId,
@@ -20,6 +24,8 @@ const MAX_UNKNOWN_LEN: usize = 64 * 1024 * 1024;
 const WRITES: usize = 4;
 /// So many leaves that came from elsewhere in a row make it worth asking the origin anew, behind them.
 const SKIP: u32 = 8;
+/// Where leaves cannot be kept, the origin waits so long for a reader to want the next one before it is let go.
+const WAIT: Duration = Duration::from_secs(2);
 
 /// What the fetch tells the download.
 #[derive(Debug)]
@@ -37,8 +43,47 @@ pub(super) struct Fetch {
     pub(super) origin: Origin,
     pub(super) store: Store,
     pub(super) news: mpsc::Sender<News>,
-    /// Leaves that need not be fetched, kept up to date by the download.
-    pub(super) covered: Arc<Mutex<LeafSet>>,
+    pub(super) covered: Arc<Covered>,
+}
+
+/// Leaves that need not be fetched, kept up to date by the download.
+#[derive(Debug)]
+pub(super) struct Covered {
+    leaves: Mutex<LeafSet>,
+    changed: Notify,
+}
+
+impl Covered {
+    pub(super) fn new(leaves: LeafSet) -> Self {
+        Self { leaves: Mutex::new(leaves), changed: Notify::new() }
+    }
+
+    pub(super) fn replace(&self, leaves: LeafSet) {
+        *self.leaves.lock() = leaves;
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn insert(&self, leaf: u32) {
+        self.leaves.lock().insert(leaf);
+    }
+
+    fn contains(&self, leaf: u32) -> bool {
+        self.leaves.lock().contains(leaf)
+    }
+
+    /// Waits until a leaf has to be fetched; false if that does not come for [`WAIT`].
+    async fn is_wanted(&self, leaf: u32) -> bool {
+        let wanted = async {
+            loop {
+                let changed = self.changed.notified();
+                if !self.contains(leaf) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        timeout(WAIT, wanted).await.is_ok()
+    }
 }
 
 impl Fetch {
@@ -90,6 +135,9 @@ impl Fetch {
         let mut writes = JoinSet::new();
         let mut buffer = Cutter::default();
         while let Some(range) = geometry.leaf_range(leaf) {
+            if entry.is_unkept() && !self.covered.is_wanted(leaf).await {
+                break;
+            }
             let Some(bytes) = buffer.cut(&mut body, range).await? else {
                 return Err(TaskError::Unreachable(
                     "the origin's content is shorter than it said".to_owned(),
@@ -127,7 +175,7 @@ impl Fetch {
 
     async fn create(&self, len: u64) -> Result<Arc<Entry>, TaskError> {
         let (store, id) = (self.store.clone(), self.id.clone());
-        let entry = blocking(move || store.create(&id, Geometry::Fixed { len })).await?;
+        let entry = blocking(move || store.admit(&id, Geometry::Fixed { len })).await?;
         self.tell(News::Entry(entry.clone())).await?;
         Ok(entry)
     }
@@ -154,12 +202,15 @@ impl Fetch {
     }
 
     fn first_uncovered(&self, entry: &Entry, from: u32) -> Option<u32> {
-        let covered = self.covered.lock();
+        let covered = self.covered.leaves.lock();
         (from..entry.geometry().leaves()).find(|leaf| !covered.contains(*leaf) && !entry.has(*leaf))
     }
 
     fn next_are_covered(&self, entry: &Entry, leaf: u32) -> bool {
-        let covered = self.covered.lock();
+        if entry.is_unkept() {
+            return false;
+        }
+        let covered = self.covered.leaves.lock();
         let end = entry.geometry().leaves().min(leaf + SKIP);
         leaf < end && (leaf..end).all(|leaf| covered.contains(leaf) || entry.has(leaf))
     }
@@ -170,8 +221,9 @@ type Written = Result<(u32, LeafDigest, u64), TaskError>;
 async fn write(entry: Arc<Entry>, leaf: u32, bytes: Bytes) -> Written {
     blocking(move || {
         let digest = leaf_digest(&bytes);
-        entry.write_leaf(leaf, digest, &bytes)?;
-        Ok::<_, StoreError>((leaf, digest, bytes.len() as u64))
+        let len = bytes.len() as u64;
+        entry.take_leaf(leaf, digest, bytes)?;
+        Ok::<_, StoreError>((leaf, digest, len))
     })
     .await
 }

@@ -63,7 +63,7 @@ impl Download {
             let geometry = Geometry::Fixed { len: info.length };
             if geometry.leaves() == info.leaves {
                 let (store, id) = (self.means.store.clone(), self.shared.id.clone());
-                self.set_entry(blocking(move || store.create(&id, geometry)).await?);
+                self.set_entry(blocking(move || store.admit(&id, geometry)).await?);
             }
         }
         let (digests, rest) = info.digests.as_chunks::<32>();
@@ -167,8 +167,10 @@ impl Download {
     }
 
     pub(super) async fn say_finished(&self) {
-        if let Some(geometry) = self.geometry() {
-            let task = self.shared.id.to_string();
+        let task = self.shared.id.to_string();
+        if self.is_unkept() {
+            self.say(Said::Dropped(Dropped { tasks: vec![task] })).await;
+        } else if let Some(geometry) = self.geometry() {
             self.say(Said::Finished(Finished { task, length: geometry.len(), leaves: geometry.leaves() }))
                 .await;
         }

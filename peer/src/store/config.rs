@@ -16,11 +16,19 @@ pub struct StoreConfig {
     /// Bytes that stay free on the file system whatever the quota says. Default `1GiB`.
     #[serde(with = "darter_service::config::size")]
     pub min_free: u64,
+    /// Most bytes of leaves that are kept in memory while there is no room for them. Default `64MiB`.
+    #[serde(with = "darter_service::config::size")]
+    pub memory: u64,
 }
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { dir: PathBuf::from("/var/lib/darter/store"), quota: 50 << 30, min_free: 1 << 30 }
+        Self {
+            dir: PathBuf::from("/var/lib/darter/store"),
+            quota: 50 << 30,
+            min_free: 1 << 30,
+            memory: 64 << 20,
+        }
     }
 }
 

@@ -34,7 +34,17 @@ pub struct Entry {
 /// Keeps an entry from eviction while it lives.
 #[derive(Debug)]
 pub struct Pin {
+    store: Arc<Inner>,
     record: Arc<Record>,
+}
+
+/// Where a leaf's bytes are. What is read there was not checked against a digest.
+#[derive(Debug, Clone)]
+pub enum Place {
+    /// In this file, from this offset on.
+    File(Arc<File>, u64),
+    /// Only in memory.
+    Memory(Bytes),
 }
 
 impl Entry {
@@ -52,33 +62,46 @@ impl Entry {
         &self.record.geometry
     }
 
-    /// The data file, for `sendfile` and `pread`: each held leaf lies at its own stored offset. What is read here is not
-    /// checked against a digest, and bytes of leaves that are not held have no meaning.
+    /// Where a held leaf's bytes are, for `sendfile` and `pread`. Good while the entry is pinned.
     ///
     /// # Errors
-    /// [`StoreError::Removed`] if the entry is gone; [`StoreError::Io`] if the file cannot be opened.
-    pub fn file(&self) -> Result<&File, StoreError> {
-        self.open().map(|file| &**file)
+    /// [`StoreError::NotHeld`]; [`StoreError::Removed`] if the entry is gone; [`StoreError::Io`] if the file cannot be
+    /// opened.
+    pub fn place(&self, leaf: u32) -> Result<Place, StoreError> {
+        if let Some(bytes) = self.record.passing(leaf) {
+            return Ok(Place::Memory(bytes));
+        }
+        self.check_not_removed()?;
+        let range = self.leaf_range(leaf)?;
+        if !self.has(leaf) {
+            return Err(self.not_held(leaf));
+        }
+        Ok(Place::File(self.open()?.clone(), range.start))
     }
 
     /// Number of held leaves.
     pub fn held(&self) -> u32 {
-        self.record.leaves(|leaves| leaves.held().count())
+        self.record.readable().count()
     }
 
-    /// Stored length of the held leaves, in bytes.
+    /// Whether leaves could not be kept on disk since the entry was last unpinned: what is held now may soon be gone.
+    pub fn is_unkept(&self) -> bool {
+        self.record.is_unkept()
+    }
+
+    /// Stored length of the leaves that are held on disk, in bytes.
     pub fn held_bytes(&self) -> u64 {
         self.record.held_bytes()
     }
 
     /// Whether a leaf is held.
     pub fn has(&self, leaf: u32) -> bool {
-        self.record.leaves(|leaves| leaves.held().contains(leaf))
+        self.record.has(leaf)
     }
 
     /// The held leaves as runs, in order.
     pub fn have_ranges(&self) -> Vec<Range<u32>> {
-        self.record.leaves(|leaves| leaves.held().ranges())
+        self.record.readable().ranges()
     }
 
     /// The leaves that are not held as runs, in order.
@@ -95,7 +118,7 @@ impl Entry {
         missing
     }
 
-    /// Whether all leaves are held.
+    /// Whether all leaves are held on disk.
     pub fn is_complete(&self) -> bool {
         self.record.leaves(|leaves| leaves.held().is_full())
     }
@@ -114,7 +137,7 @@ impl Entry {
     pub fn digest(&self, leaf: u32) -> Option<LeafDigest> {
         match self.geometry() {
             Geometry::Table(table) => table.get(leaf).map(|entry| entry.digest),
-            Geometry::Fixed { .. } => self.record.leaves(|leaves| leaves.digest(leaf)),
+            Geometry::Fixed { .. } => self.record.digest(leaf),
         }
     }
 
@@ -145,9 +168,9 @@ impl Entry {
         if self.has(leaf) {
             return Ok(false);
         }
-        let room = self.store.reserve(got, Some(self.id()))?;
+        let room = self.store.reserve(got, Some(&self.record))?;
         let file = self.open()?;
-        self.store.write(file, &self.record.path, bytes, range.start, Some(self.id()))?;
+        self.store.write(file, &self.record.path, bytes, range.start, Some(&self.record))?;
         if !self.record.insert(leaf, digest, got, file) {
             // Evicted since; the file may have been made after that.
             delete(&self.record);
@@ -155,8 +178,23 @@ impl Entry {
         }
         room.keep();
         self.store.queue.changed(&self.record, got);
+        self.store.note_room();
         self.record.bump();
         Ok(true)
+    }
+
+    /// As [`Self::write_leaf`], but a leaf for which there is no room, or that the disk does not take, is kept in memory
+    /// for those who wait for it, until others need that memory or the entry is unpinned.
+    ///
+    /// # Errors
+    /// As [`Self::write_leaf`], of a leaf that is longer than all that may be kept in memory.
+    pub fn take_leaf(&self, leaf: u32, digest: LeafDigest, bytes: Bytes) -> Result<(), StoreError> {
+        match self.write_leaf(leaf, digest, &bytes) {
+            Err(error @ (StoreError::Full { .. } | StoreError::Io { .. })) => {
+                self.store.pass(&self.record, leaf, digest, bytes, error)
+            }
+            written => written.map(drop),
+        }
     }
 
     /// Reads a held leaf and checks its digest.
@@ -165,40 +203,18 @@ impl Entry {
     /// [`StoreError::NotHeld`]; [`StoreError::Rotten`] if the disk returned something else than was written (or nothing):
     /// the leaf is dropped and can be written anew.
     pub fn read_leaf(&self, leaf: u32) -> Result<Bytes, StoreError> {
+        if let Some(bytes) = self.record.passing(leaf) {
+            return Ok(bytes);
+        }
         self.check_not_removed()?;
         let range = self.leaf_range(leaf)?;
-        let not_held = || StoreError::NotHeld { id: self.id().clone(), leaf };
-        let digest = self.record.leaves(|leaves| leaves.digest(leaf)).ok_or_else(not_held)?;
+        let digest = self.record.leaves(|leaves| leaves.digest(leaf)).ok_or_else(|| self.not_held(leaf))?;
         let mut bytes = vec![0; (range.end - range.start) as usize];
         match self.open()?.read_exact_at(&mut bytes, range.start) {
             Ok(()) if leaf_digest(&bytes) == digest => Ok(bytes.into()),
-            Ok(()) => Err(self.rotten(leaf..leaf + 1, "its digest is wrong")),
-            Err(e) if is_damage(&e) => Err(self.rotten(leaf..leaf + 1, &e.to_string())),
+            Ok(()) => Err(self.rotten(leaf, "its digest is wrong")),
+            Err(e) if is_damage(&e) => Err(self.rotten(leaf, &e.to_string())),
             Err(e) => Err(self.io("read")(e)),
-        }
-    }
-
-    /// Fills `buf` with the stored bytes from `offset` on, all of which must be in held leaves. Does not check digests.
-    ///
-    /// # Errors
-    /// [`StoreError::NotHeld`] or [`StoreError::NoLeaf`] if a byte is not here; [`StoreError::Rotten`] if the disk could
-    /// not return them: the leaves are dropped.
-    pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<(), StoreError> {
-        let Some(length) = (buf.len() as u64).checked_sub(1) else { return Ok(()) };
-        self.check_not_removed()?;
-        let leaf_at = |offset| {
-            let none = || StoreError::NoLeaf { id: self.id().clone(), leaf: self.geometry().leaves() };
-            self.geometry().leaf_at(offset).ok_or_else(none)
-        };
-        let (first, last) = (leaf_at(offset)?, leaf_at(offset.saturating_add(length))?);
-        let leaves = first..last + 1;
-        let missing = self.record.leaves(|held| held.held().first_missing(first));
-        if let Some(leaf) = missing.filter(|leaf| leaves.contains(leaf)) {
-            return Err(StoreError::NotHeld { id: self.id().clone(), leaf });
-        }
-        match self.open()?.read_exact_at(buf, offset) {
-            Err(e) if is_damage(&e) => Err(self.rotten(leaves, &e.to_string())),
-            read => read.map_err(self.io("read")),
         }
     }
 
@@ -230,7 +246,7 @@ impl Entry {
     /// [`Self::is_removed`].
     pub fn pin(self: &Arc<Self>) -> Pin {
         self.record.pin();
-        Pin { record: self.record.clone() }
+        Pin { store: self.store.clone(), record: self.record.clone() }
     }
 
     /// Drops a held leaf whose content is not what it should be.
@@ -254,11 +270,15 @@ impl Entry {
         Ok(self.file.get_or_init(|| file))
     }
 
-    fn rotten(&self, leaves: Range<u32>, reason: &str) -> StoreError {
-        tracing::warn!(task = %self.id(), ?leaves, reason, "store: damaged on disk, dropped");
-        let leaf = leaves.start;
-        self.store.drop_leaves(&self.record, leaves);
+    fn rotten(&self, leaf: u32, reason: &str) -> StoreError {
+        tracing::warn!(task = %self.id(), leaf, reason, "store: damaged on disk, dropped");
+        self.store.metrics.damaged.inc();
+        self.drop_leaf(leaf);
         StoreError::Rotten { id: self.id().clone(), leaf }
+    }
+
+    fn not_held(&self, leaf: u32) -> StoreError {
+        StoreError::NotHeld { id: self.id().clone(), leaf }
     }
 
     fn leaf_range(&self, leaf: u32) -> Result<Range<u64>, StoreError> {
@@ -276,7 +296,9 @@ impl Entry {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.record.unpin();
+        if self.record.unpin() {
+            self.store.release_passing(&self.record);
+        }
     }
 }
 

@@ -121,6 +121,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the leaf that was to be read is not here, or not any more: it can be fetched again.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::NotHeld { .. } | Self::Rotten { .. } | Self::Removed(_))
+    }
+
     /// For `map_err`: what was tried, on which file.
     pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

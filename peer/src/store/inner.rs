@@ -14,18 +14,20 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    StoreError, directory::Directory, queue::Queue, record::Record, recovery::Recovered, room::Room,
+    StoreError, directory::Directory, metrics::StoreMetrics, passing::Passing, queue::Queue, record::Record, recovery::Recovered, room::Room,
 };
 use crate::{Digest, Geometry, LayerDescriptor, TaskId};
 
 /// What all handles of one store share.
 ///
-/// Locks, in the order in which they may be taken: a record's `write`, `room`, `tasks`, a record's `state`, `layers`,
-/// the queue's.
+/// Locks, in the order in which they may be taken: a record's `write`, `room`, `passing`, `tasks`, a record's `state`,
+/// `layers`, the queue's.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) directory: Directory,
     pub(super) room: Arc<Room>,
+    pub(super) passing: Passing,
+    pub(super) metrics: StoreMetrics,
     pub(super) queue: Arc<Queue>,
     pub(super) host_id: String,
     pub(super) evictions: broadcast::Sender<TaskId>,
@@ -39,6 +41,7 @@ impl Inner {
     pub(super) fn new(
         directory: Directory,
         room: Arc<Room>,
+        passing: Passing,
         queue: Arc<Queue>,
         host_id: String,
         Recovered { records, layers }: Recovered,
@@ -47,6 +50,8 @@ impl Inner {
         Self {
             directory,
             room,
+            passing,
+            metrics: StoreMetrics::default(),
             queue,
             host_id,
             evictions: broadcast::Sender::new(1024),
@@ -92,7 +97,7 @@ impl Inner {
 
     /// Takes a record out of the store and deletes its file; the bytes it held, or `None` if it is pinned (and
     /// `unpinned_only`) or out already.
-    pub(super) fn take_out(&self, record: &Record, unpinned_only: bool) -> Option<u64> {
+    pub(super) fn take_out(&self, record: &Arc<Record>, unpinned_only: bool) -> Option<u64> {
         let freed = {
             let mut tasks = self.tasks.lock();
             let freed = record.retire(unpinned_only)?;
@@ -102,13 +107,14 @@ impl Inner {
             freed
         };
         self.room.give_back(freed);
+        self.release_passing(record);
         delete(record);
         record.bump();
         Some(freed)
     }
 
     /// Takes out a record whose data file is gone.
-    pub(super) fn lost(&self, record: &Record) {
+    pub(super) fn lost(&self, record: &Arc<Record>) {
         tracing::warn!(task = %record.id, file = %record.path.display(), "store: a data file is gone");
         if self.take_out(record, false).is_some() {
             self.announce(&record.id);

@@ -6,7 +6,7 @@
 //! pinned stays.
 //!
 //! It does not guarantee that the newest half second survives a crash ([`Store::flush`] waits), nor that bytes read
-//! from [`Entry::file`] are right: whoever uses them checks the digest.
+//! from a [`Place`] are right: whoever uses them checks the digest.
 //!
 //! All methods may block on the disk except where they say otherwise: not for a runtime's own threads.
 
@@ -18,6 +18,8 @@ mod inner;
 mod layers;
 mod leaves;
 mod metadata;
+mod metrics;
+mod passing;
 mod queue;
 mod record;
 mod recovery;
@@ -31,19 +33,22 @@ use std::{
     thread::{self, JoinHandle},
 };
 
+use darter_service::Registry;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 pub use self::{
     config::StoreConfig,
-    entry::{Entry, Pin},
+    entry::{Entry, Pin, Place},
     error::StoreError,
+    metrics::StoreMetrics,
     stage::Stage,
 };
 use self::{
     directory::{Directory, Lock},
     inner::Inner,
     metadata::Metadata,
+    passing::Passing,
     queue::Queue,
     record::Record,
     recovery::recover,
@@ -82,7 +87,9 @@ impl Store {
         let recovered = recover(&directory, loaded, &queue)?;
         let used = recovered.records.iter().map(|record| record.held_bytes()).sum();
         let room = Arc::new(Room::new(config.quota, config.min_free, used));
-        let inner = Arc::new(Inner::new(directory, room.clone(), queue.clone(), host_id, recovered));
+        let passing = Passing::new(config.memory);
+        let inner =
+            Arc::new(Inner::new(directory, room.clone(), passing, queue.clone(), host_id, recovered));
         let run = move || queue.run(metadata, &room);
         let thread = thread::Builder::new().name("store".to_owned()).spawn(run);
         let thread = thread.map_err(StoreError::io("start", "a thread"))?;
@@ -132,6 +139,26 @@ impl Store {
         self.create(id, geometry)
     }
 
+    /// As [`Self::create`], but also takes a content for which there is no room: its leaves are kept as far as there is,
+    /// without evicting others for it, and the rest is passed on from memory ([`Entry::take_leaf`]). Others do give way to
+    /// the leaves of a layer, of which few may be wanted.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherGeometry`], [`StoreError::TooLong`].
+    pub fn admit(&self, id: &TaskId, geometry: Geometry) -> Result<Arc<Entry>, StoreError> {
+        match self.create(id, geometry.clone()) {
+            Err(error @ StoreError::Full { .. }) => {
+                tracing::warn!(task = %id, %error, "store: the content will not be kept as a whole");
+                let record = Arc::new(self.inner.new_record(id, geometry.clone()).modest());
+                match self.inner.put_in(record.clone()) {
+                    Ok(()) => Ok(self.entry(record)),
+                    Err(_) => self.create(id, geometry),
+                }
+            }
+            created => created,
+        }
+    }
+
     /// Takes a task out, also a pinned one. Nothing happens if it is not there.
     ///
     /// # Errors
@@ -158,6 +185,17 @@ impl Store {
     /// Most bytes that contents may take. Does not block.
     pub fn quota(&self) -> u64 {
         self.inner.room.quota()
+    }
+
+    /// Has the store's counters exported. Does not block.
+    pub fn register(&self, registry: &mut Registry) {
+        self.inner.metrics.register(registry);
+    }
+
+    /// Brings the gauges up to date. Does not block.
+    pub fn measure(&self) {
+        self.inner.metrics.used.set(self.used());
+        self.inner.metrics.passing.set(self.inner.passing.bytes());
     }
 
     /// Begins the leaves of a layer that is being made.

@@ -1,6 +1,7 @@
 //! What the store knows of one task. Entries are handles on it.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -19,7 +21,7 @@ use super::{
     directory::make_private,
     leaves::{BlockRow, Leaves},
 };
-use crate::{Geometry, LeafDigest, TaskId};
+use crate::{Geometry, LeafDigest, LeafSet, TaskId};
 
 /// How far the stored time of last use may lag behind the true one.
 const USE_LAG: Duration = Duration::from_secs(600);
@@ -35,6 +37,8 @@ pub(super) struct Record {
     pub(super) generation: u64,
     /// The data file; it is made with the first leaf.
     pub(super) path: PathBuf,
+    /// Whether others are evicted for it: not for a content that would never fit.
+    pub(super) evicts: bool,
     /// Bumped after each change.
     pub(super) changes: watch::Sender<u64>,
     /// Held while a leaf is written, so that no leaf is written twice.
@@ -50,6 +54,10 @@ pub(super) struct Record {
 #[derive(Debug)]
 struct State {
     leaves: Leaves,
+    /// Leaves that are only in memory.
+    passing: BTreeMap<u32, (LeafDigest, Bytes)>,
+    /// A leaf could not be kept since the record was last unpinned.
+    unkept: bool,
     held_bytes: u64,
     verified: bool,
     removed: bool,
@@ -87,9 +95,15 @@ impl Record {
     /// A task that is not in the metadata yet.
     pub(super) fn new(id: TaskId, geometry: Geometry, generation: u64, path: PathBuf) -> Self {
         let leaves = Leaves::new(geometry.leaves());
-        let record = Self::stored(id, geometry, generation, path, leaves, false, 0);
-        record.state.lock().new_row = true;
+        let mut record = Self::stored(id, geometry, generation, path, leaves, false, 0);
+        record.state.get_mut().new_row = true;
         record
+    }
+
+    /// The same of a content that would never fit as a whole.
+    pub(super) fn modest(mut self) -> Self {
+        self.evicts = matches!(self.geometry, Geometry::Table(_));
+        self
     }
 
     /// A task as the metadata has it.
@@ -104,6 +118,8 @@ impl Record {
     ) -> Self {
         let mut state = State {
             leaves,
+            passing: BTreeMap::new(),
+            unkept: false,
             held_bytes: 0,
             verified,
             removed: false,
@@ -118,6 +134,7 @@ impl Record {
             geometry,
             generation,
             path,
+            evicts: true,
             changes: watch::Sender::new(0),
             write: Mutex::new(()),
             file: Mutex::new(Weak::new()),
@@ -162,6 +179,61 @@ impl Record {
         true
     }
 
+    /// Takes a leaf that is only in memory; false if the record was removed.
+    pub(super) fn pass(&self, leaf: u32, digest: LeafDigest, bytes: Bytes) -> bool {
+        let mut state = self.state.lock();
+        if !state.removed {
+            state.unkept = true;
+            state.passing.insert(leaf, (digest, bytes));
+        }
+        !state.removed
+    }
+
+    /// Forgets a leaf that is only in memory; what it took, in bytes.
+    pub(super) fn forget_passing(&self, leaf: u32) -> u64 {
+        self.state.lock().passing.remove(&leaf).map_or(0, |(_, bytes)| bytes.len() as u64)
+    }
+
+    /// Forgets all leaves that are only in memory; what they took, in bytes.
+    pub(super) fn take_passing(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.unkept = false;
+        std::mem::take(&mut state.passing).values().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// A leaf that is only in memory.
+    pub(super) fn passing(&self, leaf: u32) -> Option<Bytes> {
+        self.read(|state| state.passing.get(&leaf).map(|(_, bytes)| bytes.clone()))
+    }
+
+    /// Whether leaves could not be kept since the record was last unpinned.
+    pub(super) fn is_unkept(&self) -> bool {
+        self.read(|state| state.unkept)
+    }
+
+    /// The leaves that can be read.
+    pub(super) fn readable(&self) -> LeafSet {
+        self.read(|state| {
+            let mut leaves = state.leaves.held().clone();
+            state.passing.keys().for_each(|leaf| {
+                leaves.insert(*leaf);
+            });
+            leaves
+        })
+    }
+
+    /// Whether a leaf can be read.
+    pub(super) fn has(&self, leaf: u32) -> bool {
+        self.read(|state| state.leaves.held().contains(leaf) || state.passing.contains_key(&leaf))
+    }
+
+    /// The digest of a leaf that can be read.
+    pub(super) fn digest(&self, leaf: u32) -> Option<LeafDigest> {
+        self.read(|state| {
+            state.leaves.digest(leaf).or_else(|| state.passing.get(&leaf).map(|(digest, _)| *digest))
+        })
+    }
+
     /// Forgets leaves whose bytes are bad; what they took, in bytes.
     pub(super) fn drop_leaves(&self, leaves: impl IntoIterator<Item = u32>) -> u64 {
         self.state.lock().drop_leaves(&self.geometry, leaves)
@@ -203,9 +275,11 @@ impl Record {
         self.state.lock().pins += 1;
     }
 
-    /// The reverse of [`Self::pin`].
-    pub(super) fn unpin(&self) {
-        self.state.lock().pins -= 1;
+    /// The reverse of [`Self::pin`]; true if nobody holds it any more.
+    pub(super) fn unpin(&self) -> bool {
+        let mut state = self.state.lock();
+        state.pins -= 1;
+        state.pins == 0
     }
 
     pub(super) fn leaves<T>(&self, ask: impl FnOnce(&Leaves) -> T) -> T {

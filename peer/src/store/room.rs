@@ -66,9 +66,13 @@ impl Drop for Reserved<'_> {
 
 impl Inner {
     /// Sets room aside, evicting if necessary, but never the task `of` itself.
-    pub(super) fn reserve(&self, bytes: u64, of: Option<&TaskId>) -> Result<Reserved<'_>, StoreError> {
+    pub(super) fn reserve(&self, bytes: u64, of: Option<&Record>) -> Result<Reserved<'_>, StoreError> {
         let _making = self.room.making.lock();
-        self.make_room_locked(bytes, of)?;
+        if of.is_none_or(|record| record.evicts) {
+            self.make_room_locked(bytes, of.map(|record| &record.id))?;
+        } else if self.wanted(bytes) > 0 {
+            return Err(self.full(bytes));
+        }
         self.room.used.fetch_add(bytes, Ordering::Relaxed);
         Ok(Reserved { room: &self.room, bytes })
     }
@@ -87,7 +91,7 @@ impl Inner {
         path: &Path,
         bytes: &[u8],
         offset: u64,
-        of: Option<&TaskId>,
+        of: Option<&Record>,
     ) -> Result<(), StoreError> {
         let needed = bytes.len() as u64;
         let written = match file.write_all_at(bytes, offset) {
@@ -98,9 +102,9 @@ impl Inner {
             .map_err(|e| if is_disk_full(&e) { self.full(needed) } else { StoreError::io("write", path)(e) })
     }
 
-    fn evict(&self, bytes: u64, of: Option<&TaskId>) -> bool {
+    fn evict(&self, bytes: u64, of: Option<&Record>) -> bool {
         let _making = self.room.making.lock();
-        self.evict_locked(bytes, of)
+        of.is_none_or(|record| record.evicts) && self.evict_locked(bytes, of.map(|record| &record.id))
     }
 
     /// The error that says how full everything is.
@@ -114,10 +118,15 @@ impl Inner {
         }
     }
 
-    fn make_room_locked(&self, bytes: u64, of: Option<&TaskId>) -> Result<(), StoreError> {
+    /// Bytes that have to go before `bytes` more fit.
+    fn wanted(&self, bytes: u64) -> u64 {
         let over_quota = self.room.used().saturating_add(bytes).saturating_sub(self.room.quota);
         let short_on_disk = self.room.min_free.saturating_add(bytes).saturating_sub(self.free());
-        let wanted = over_quota.max(short_on_disk);
+        over_quota.max(short_on_disk)
+    }
+
+    fn make_room_locked(&self, bytes: u64, of: Option<&TaskId>) -> Result<(), StoreError> {
+        let wanted = self.wanted(bytes);
         if wanted == 0 || self.evict_locked(wanted, of) { Ok(()) } else { Err(self.full(bytes)) }
     }
 

@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, IoSliceMut},
-    ops::Range,
     os::{fd::AsRawFd, unix::fs::FileExt},
     sync::Arc,
     time::Duration,
@@ -14,8 +13,6 @@ use rustix::{
     net::{SendFlags, send},
 };
 use tokio::{io::Interest, net::TcpStream, time::timeout};
-
-use crate::store::Entry;
 
 /// Most bytes that wait in the kernel unsent. More urgent bytes wait behind them.
 static UNSENT: libc::c_int = 128 * 1024;
@@ -69,17 +66,16 @@ pub(super) async fn send_file(stream: &TcpStream, file: &File, offset: u64, len:
     }
 }
 
-/// Brings bytes of an entry's file into the page cache if they are not there, so that sending them does not wait for
-/// the disk on a thread that others need.
-pub(super) async fn warm(entry: &Arc<Entry>, bytes: Range<u64>) -> io::Result<()> {
-    let file = entry.file().map_err(io::Error::other)?;
-    if is_cached(file, bytes.start) && is_cached(file, bytes.end.saturating_sub(1)) {
+/// Brings bytes of a file into the page cache if they are not there, so that sending them does not wait for the disk on a
+/// thread that others need.
+pub(super) async fn warm(file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
+    if is_cached(file, offset) && is_cached(file, (offset + len).saturating_sub(1)) {
         return Ok(());
     }
-    let entry = entry.clone();
+    let file = file.clone();
     let read = move || {
-        let mut buffer = vec![0; usize::try_from(bytes.end - bytes.start).map_err(io::Error::other)?];
-        entry.file().map_err(io::Error::other)?.read_exact_at(&mut buffer, bytes.start)
+        let mut buffer = vec![0; usize::try_from(len).map_err(io::Error::other)?];
+        file.read_exact_at(&mut buffer, offset)
     };
     tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
 }

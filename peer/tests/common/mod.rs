@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -18,6 +19,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -170,6 +172,63 @@ impl Node {
     }
 }
 
+/// A scheduler that can be stopped and started again at the same address.
+pub(crate) struct Scheduler {
+    address: SocketAddr,
+    running: Option<(CancellationToken, JoinHandle<()>)>,
+}
+
+impl Scheduler {
+    pub(crate) async fn start() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let mut scheduler = Self { address, running: None };
+        scheduler.run();
+        scheduler
+    }
+
+    pub(crate) fn run(&mut self) {
+        let text = format!("listen = \"{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n", self.address);
+        let config = darter_service::config::parse(&text, "scheduler").unwrap();
+        let stop = CancellationToken::new();
+        let task = darter_scheduler::run(config, stop.clone());
+        self.running = Some((stop, tokio::spawn(async move { task.await.unwrap() })));
+    }
+
+    pub(crate) async fn stop(&mut self) {
+        if let Some((stop, task)) = self.running.take() {
+            stop.cancel();
+            task.await.unwrap();
+        }
+    }
+
+    pub(crate) async fn peer(&self, seed: bool) -> Node {
+        self.peer_with(|config| config.seed = seed).await
+    }
+
+    pub(crate) async fn peer_with(&self, change: impl FnOnce(&mut Config)) -> Node {
+        let url = format!("http://{}", self.address);
+        let node = Node::start(|config| {
+            config.scheduler.addresses = vec![url];
+            change(config);
+        })
+        .await;
+        while node.peer.scheduler().is_none() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        node
+    }
+
+    pub(crate) async fn peers(&self, count: usize) -> Vec<Node> {
+        let mut peers = Vec::new();
+        for _ in 0..count {
+            peers.push(self.peer(false).await);
+        }
+        peers
+    }
+}
+
 impl Node {
     pub(crate) async fn read(&self, id: &TaskId, source: Option<Source>) -> Result<Vec<u8>, TaskError> {
         read(&self.peer, id, source).await
@@ -183,6 +242,18 @@ pub(crate) async fn read(peer: &Peer, id: &TaskId, source: Option<Source>) -> Re
     let parts: Vec<_> = content.read(0..len).try_collect().await?;
     content.finished().await?;
     Ok(parts.concat())
+}
+
+/// Flips a byte of every data file of a stopped or running peer's store, at this offset.
+pub(crate) fn rot(dir: &std::path::Path, offset: u64) {
+    use std::os::unix::fs::FileExt;
+    let folders = std::fs::read_dir(dir.join("store/content")).unwrap();
+    for file in folders.flat_map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap()) {
+        let file = std::fs::File::options().read(true).write(true).open(file.unwrap().path()).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        file.write_all_at(&[!byte[0]], offset).unwrap();
+    }
 }
 
 /// Reproducible bytes that do not compress, and their task.

@@ -170,3 +170,54 @@ fn what_the_disk_lost_is_not_claimed() {
     good.check(&durable);
     assert!(durable.is_verified());
 }
+
+#[test]
+fn what_the_disk_does_not_take_is_kept_in_memory_for_a_while() {
+    if !is_root() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let _mounted = tmpfs(dir.path(), "size=16m");
+    let mut config = config(dir.path(), 1 << 40);
+    config.memory = 10 * u64::from(LEAF);
+    let store = Store::open(&config).unwrap();
+    let sample = Sample::layer(1, &[LEAF; 300]);
+    let entry = store.admit(&sample.id, sample.geometry.clone()).unwrap();
+    let pin = entry.pin();
+    for leaf in 0..300 {
+        sample.take(&entry, leaf);
+        assert_eq!(entry.read_leaf(leaf).unwrap(), sample.bytes(leaf));
+    }
+    let kept = entry.held_bytes() / u64::from(LEAF);
+    assert!(entry.is_unkept() && kept < 200, "{kept}");
+    assert_eq!(u64::from(entry.held()), kept + 10, "memory is bounded");
+    assert!(entry.has(299) && !entry.has(280));
+    sample.check(&entry);
+    check_used(&store);
+
+    // The oldest gave way, and can be had again; then there is room again.
+    sample.take(&entry, 280);
+    drop(pin);
+    assert!(!entry.has(280) && !entry.is_unkept(), "nobody reads it any more");
+    assert_eq!(u64::from(entry.held()), kept);
+    drop((store, entry));
+    let store = open(dir.path());
+    let entry = store.get(&sample.id).unwrap();
+    assert_eq!(u64::from(entry.held()), kept);
+    sample.check(&entry);
+}
+
+#[test]
+fn a_content_that_does_not_fit_evicts_nobody() {
+    let dir = TempDir::new().unwrap();
+    let store = Store::open(&config(dir.path(), 300_000)).unwrap();
+    let old = Sample::layer(1, &[1000]).fill(&store);
+    let large = Sample::leaves(2, 4);
+    let entry = store.admit(&large.id, large.geometry.clone()).unwrap();
+    let _pin = entry.pin();
+    (0..4).for_each(|leaf| large.take(&entry, leaf));
+    assert_eq!((entry.held(), entry.held_bytes()), (4, u64::from(crate::LEAF_LEN)));
+    large.check(&entry);
+    assert!(!old.is_removed());
+    check_used(&store);
+}

@@ -74,22 +74,6 @@ fn wrong_leaves_are_refused() {
 }
 
 #[test]
-fn only_held_bytes_can_be_read() {
-    let (store, _dir) = store();
-    let sample = Sample::layer(1, &[10, 20, 30]);
-    let entry = sample.create(&store);
-    sample.write(&entry, 0);
-    sample.write(&entry, 1);
-    let mut buf = [0; 25];
-    entry.read_at(&mut buf, 4).unwrap();
-    assert_eq!(buf[..], [sample.bytes(0), sample.bytes(1)].concat()[4..29]);
-    assert!(matches!(entry.read_at(&mut buf, 10), Err(StoreError::NotHeld { leaf: 2, .. })));
-    assert!(matches!(entry.read_at(&mut buf, 50), Err(StoreError::NoLeaf { .. })));
-    assert!(matches!(entry.read_at(&mut buf, u64::MAX), Err(StoreError::NoLeaf { .. })));
-    entry.read_at(&mut [], 60).unwrap();
-}
-
-#[test]
 fn digests_come_from_the_table_or_from_held_leaves() {
     let (store, _dir) = store();
     let layer = Sample::layer(1, &[5, 6]);
@@ -149,9 +133,8 @@ fn put_checks_the_digest() {
     for bytes in [b"".as_slice(), b"hello", &long] {
         let entry = store.put(&small(bytes), bytes).unwrap();
         assert!(entry.is_verified());
-        let mut read = vec![0; bytes.len()];
-        entry.read_at(&mut read, 0).unwrap();
-        assert_eq!(read, bytes);
+        let read = (0..entry.held()).map(|leaf| entry.read_leaf(leaf).unwrap());
+        assert_eq!(read.collect::<Vec<_>>().concat(), bytes);
         assert!(store.put(&small(bytes), bytes).unwrap().is_verified());
     }
     assert!(matches!(store.put(&small(b"a"), b"b"), Err(StoreError::WrongDigest(_))));
@@ -183,7 +166,7 @@ fn files_are_open_only_while_somebody_uses_them() {
     store.flush().unwrap();
     assert_eq!(open_files(), 20);
     let second: Vec<_> = store.entries();
-    second.iter().for_each(|entry| assert!(entry.file().is_ok()));
+    second.iter().for_each(|entry| assert!(entry.place(0).is_ok()));
     assert_eq!(open_files(), 20, "handles on one task share its file");
     drop((entries, second));
     store.flush().unwrap();

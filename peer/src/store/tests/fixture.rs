@@ -63,6 +63,11 @@ impl Sample {
         entry.write_leaf(leaf, leaf_digest(&bytes), &bytes)
     }
 
+    pub(super) fn take(&self, entry: &Entry, leaf: u32) {
+        let bytes = self.bytes(leaf);
+        entry.take_leaf(leaf, leaf_digest(&bytes), bytes.into()).unwrap();
+    }
+
     pub(super) fn write(&self, entry: &Entry, leaf: u32) -> bool {
         self.try_write(entry, leaf).unwrap()
     }
@@ -115,7 +120,7 @@ pub(super) fn descriptor(index: &[u8], leaves: &Sample) -> LayerDescriptor {
 }
 
 pub(super) fn config(dir: &Path, quota: u64) -> StoreConfig {
-    StoreConfig { dir: dir.join("store"), quota, min_free: 0 }
+    StoreConfig { dir: dir.join("store"), quota, min_free: 0, memory: 64 << 20 }
 }
 
 /// A store with room enough; dropped with its directory.

@@ -1,6 +1,6 @@
 //! What a child gets: frames first, then its most urgent leaf as soon as the host has a slot for it.
 
-use std::{io, ops::Range, pin::Pin, sync::Arc, time::Duration};
+use std::{fs::File, io, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpStream, tcp::OwnedWriteHalf},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     Class,
-    store::Entry,
+    store::{Entry, Place},
     transfer::{
         event::Refusal,
         frame::{CONNECTION, Frame},
@@ -172,26 +172,33 @@ impl Sender {
             return Ok(());
         }
         let _pin = entry.pin();
-        let readable = match entry.has(wanted.leaf) {
-            true => warm(&entry, bytes.clone()).await,
-            false => Err(io::ErrorKind::NotFound.into()),
-        };
-        if let Err(error) = readable {
-            tracing::warn!(task = %entry.id(), leaf = wanted.leaf, %error, "a leaf cannot be sent");
-            return self.refuse(&[wanted], Refusal::NotHeld).await;
-        }
         let len = bytes.end - bytes.start;
+        let place = match entry.place(wanted.leaf).map_err(io::Error::other) {
+            Ok(Place::File(file, offset)) => {
+                warm(&file, offset, len).await.map(|()| Place::File(file, offset))
+            }
+            place => place,
+        };
+        let place = match place {
+            Ok(place) => place,
+            Err(error) => {
+                tracing::warn!(task = %entry.id(), leaf = wanted.leaf, %error, "a leaf cannot be sent");
+                return self.refuse(&[wanted], Refusal::NotHeld).await;
+            }
+        };
         let mut header = Vec::new();
         let frame_len = u32::try_from(len).map_err(io::Error::other)?;
         Frame::Leaf { stream: wanted.stream, leaf: wanted.leaf, len: frame_len }.encode(&mut header);
         self.write(&header, true).await?;
-        self.body(&entry, bytes, slot).await?;
+        match place {
+            Place::File(file, offset) => self.body(&file, offset..offset + len, slot).await?,
+            Place::Memory(bytes) => self.write(&bytes, false).await?,
+        }
         self.server.metrics.sent.inc_by(len);
         Ok(())
     }
 
-    async fn body(&mut self, entry: &Entry, mut range: Range<u64>, slot: Slot) -> io::Result<()> {
-        let file = entry.file().map_err(io::Error::other)?;
+    async fn body(&mut self, file: &File, mut range: Range<u64>, slot: Slot) -> io::Result<()> {
         let stream: &TcpStream = self.writer.as_ref();
         let mut slot = Some(slot);
         while !range.is_empty() {
