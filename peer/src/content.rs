@@ -324,12 +324,7 @@ impl Content {
 
     /// Waits until the first of `leaves` is here; the others are only asked for. False if it is not, and the task has
     /// ended well.
-    async fn arrival(
-        &self,
-        entry: &Arc<Entry>,
-        leaves: Range<u32>,
-        class: Class,
-    ) -> Result<bool, TaskError> {
+    async fn arrival(&self, entry: &Arc<Entry>, leaves: Range<u32>, class: Class) -> Result<bool, TaskError> {
         let first = leaves.start;
         if entry.has(first) {
             return Ok(true);

@@ -22,8 +22,8 @@ use std::{
 
 use bytes::Bytes;
 use darter_proto::scheduler::{
-    Digests, Dropped, Failed, Fault, Finished, Parents as ParentsMessage, Progress, Register, TaskInfo, TaskProgress,
-    peer_message::Message as Said, scheduler_message::Message as Heard,
+    Digests, Dropped, Failed, Fault, Finished, Parents as ParentsMessage, Progress, Register, TaskInfo,
+    TaskProgress, peer_message::Message as Said, scheduler_message::Message as Heard,
 };
 use parking_lot::Mutex;
 use rand::{SeedableRng, rngs::SmallRng};

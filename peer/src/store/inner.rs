@@ -14,7 +14,8 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    StoreError, directory::Directory, metrics::StoreMetrics, passing::Passing, queue::Queue, record::Record, recovery::Recovered, room::Room,
+    StoreError, directory::Directory, metrics::StoreMetrics, passing::Passing, queue::Queue, record::Record,
+    recovery::Recovered, room::Room,
 };
 use crate::{Digest, Geometry, LayerDescriptor, TaskId};
 

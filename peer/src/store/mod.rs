@@ -88,8 +88,7 @@ impl Store {
         let used = recovered.records.iter().map(|record| record.held_bytes()).sum();
         let room = Arc::new(Room::new(config.quota, config.min_free, used));
         let passing = Passing::new(config.memory);
-        let inner =
-            Arc::new(Inner::new(directory, room.clone(), passing, queue.clone(), host_id, recovered));
+        let inner = Arc::new(Inner::new(directory, room.clone(), passing, queue.clone(), host_id, recovered));
         let run = move || queue.run(metadata, &room);
         let thread = thread::Builder::new().name("store".to_owned()).spawn(run);
         let thread = thread.map_err(StoreError::io("start", "a thread"))?;
