@@ -339,9 +339,8 @@ impl Content {
                 return Ok(true);
             }
             let ended = outcome.borrow_and_update().clone();
-            match ended {
-                Some(ended) => return ended.map(|()| false),
-                None => {}
+            if let Some(ended) = ended {
+                return ended.map(|()| false);
             }
             let news = async {
                 tokio::select! {
