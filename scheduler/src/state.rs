@@ -221,6 +221,7 @@ impl State {
                 Timer::HostGone(host) => self.check_gone(host),
                 Timer::TaskIdle(task) => self.check_idle(&task),
                 Timer::Lease(task) => self.change(&task, Task::check_leases),
+                Timer::Untold(task) => self.change(&task, Task::tell_untold),
                 Timer::DigestsAsked(task, host) => self.change(&task, |task, _| task.check_answer(host)),
                 Timer::Making(blob, seed) => self.check_layer(&blob, seed),
             }

@@ -6,11 +6,10 @@
 use std::time::Duration;
 
 use darter_proto::scheduler::{self as proto, scheduler_message as says};
-use indexmap::IndexSet;
 
 use super::{
     filter::{admits, has_slot},
-    ids::HostKey,
+    ids::{HostKey, KeySet},
     members::{Block, BlockEnds, Link},
     place::Place,
     score::{Candidate, choose},
@@ -26,10 +25,9 @@ const SAMPLE: [usize; 4] = [24, 16, 24, 4];
 const FEW_PARENTS: usize = 4;
 /// A host that is new in a task is offered to so many others.
 const OFFERS: usize = 8;
-/// A parent is replaced each time a child got so much more of the task: 1/16, but at least so many leaves (8 MiB of a
-/// blob).
-const ROTATIONS: u32 = 16;
-const ROTATE_LEAVES: u32 = 32;
+/// A parent is replaced each time a child got so much more of the task: 1/16, but at least so many bytes.
+const ROTATIONS: u64 = 16;
+const ROTATE_BYTES: u64 = 8 << 20;
 /// A parent that a child could not reach, or that stalled, may be tried again after so long.
 const REST: Duration = Duration::from_secs(30);
 /// Most parents that a child's blocks are kept of.
@@ -38,8 +36,8 @@ const MAX_BLOCKS: usize = 64;
 /// What a child has to be told about its parents.
 #[derive(Debug, Default)]
 pub(super) struct Change {
-    add: IndexSet<HostKey>,
-    remove: IndexSet<HostKey>,
+    add: KeySet,
+    remove: KeySet,
     /// Sent even if there is nothing in it: the child has just asked.
     answer: bool,
 }
@@ -62,7 +60,7 @@ impl Task {
     pub(super) fn answer_with_parents(&mut self, child: HostKey) {
         let parents = self.peers.get(child).into_iter().flat_map(|peer| &peer.parents);
         let add = parents.map(|link| link.parent).collect();
-        self.pending.changes.insert(child, Change { add, remove: IndexSet::new(), answer: true });
+        self.pending.changes.insert(child, Change { add, remove: KeySet::default(), answer: true });
         self.pending.needy.insert(child);
         self.pending.news.insert(child);
     }
@@ -71,7 +69,7 @@ impl Task {
     pub(super) fn count_bytes(&mut self, child: HostKey, parent: HostKey, bytes: u64) {
         let links = self.peers.get_mut(child).into_iter().flat_map(|peer| &mut peer.parents);
         for link in links.filter(|link| link.parent == parent) {
-            link.bytes = link.bytes.saturating_add(bytes);
+            link.kib = link.kib.saturating_add(u32::try_from(bytes >> 10).unwrap_or(u32::MAX));
         }
     }
 
@@ -95,8 +93,10 @@ impl Task {
 
     /// A child got further: after each sixteenth of the task one parent is replaced.
     pub(super) fn rotate_with_progress(&mut self, world: &mut World, child: HostKey) {
-        let leaves = self.shape.map_or(0, |shape| shape.leaves);
-        let step = (leaves / ROTATIONS).max(ROTATE_LEAVES);
+        let Some(shape) = self.shape else { return };
+        let bytes = (shape.length / ROTATIONS).max(ROTATE_BYTES);
+        let leaves = bytes.saturating_mul(u64::from(shape.leaves)) / shape.length.max(1);
+        let step = u32::try_from(leaves).unwrap_or(u32::MAX).max(1);
         let Some(peer) = self.peers.get_mut(child) else { return };
         if peer.held < peer.rotate_at {
             return;
@@ -123,13 +123,13 @@ impl Task {
             self.link(world, child, better);
         }
         for link in self.peers.get_mut(child).into_iter().flat_map(|peer| &mut peer.parents) {
-            (link.old, link.bytes) = (true, 0);
+            (link.old, link.kib) = (true, 0);
         }
     }
 
     /// Makes a host that holds everything a parent of the child, however busy it is.
     pub(super) fn force_holder(&mut self, world: &mut World, child: HostKey) {
-        let mut holders = IndexSet::new();
+        let mut holders = KeySet::default();
         self.peers.sample_complete(LOOK_AT_ALL, &mut world.rng, &mut holders);
         let holder = holders.into_iter().find(|holder| admits(self, world, child, *holder));
         let Some(holder) = holder else { return };
@@ -173,21 +173,39 @@ impl Task {
         }
     }
 
-    /// Makes a host a parent of some who have room for one.
+    /// Makes a host a parent of some who have room for one, or whose parents have far more to do than it.
     fn offer(&mut self, world: &mut World, parent: HostKey) {
-        let Some(place) = world.hosts.get(parent).map(|host| host.place) else { return };
+        let Some(host) = world.hosts.get(parent) else { return };
+        let (place, idle) = (host.place, host.children < world.settings.usual_children() / 2);
         let mut left = OFFERS;
         for child in self.sample(world, place) {
-            let room = self.peers.get(child).is_some_and(|peer| {
-                peer.is_child()
-                    && peer.parents.len() < world.settings.parents_per_child
-                    && (peer.parents.len() < FEW_PARENTS || has_slot(world, parent, peer.class))
-            });
-            if left > 0 && room && admits(self, world, child, parent) {
+            let Some(peer) = self.peers.get(child).filter(|peer| peer.is_child() && left > 0) else {
+                continue;
+            };
+            let room = peer.parents.len() < world.settings.parents_per_child
+                && (peer.parents.len() < FEW_PARENTS || has_slot(world, parent, peer.class));
+            let relieved = if room || !idle { None } else { self.busiest(world, child, place) };
+            if (room || relieved.is_some()) && admits(self, world, child, parent) {
+                if let Some(busiest) = relieved {
+                    self.unlink(world, child, busiest);
+                }
                 self.link(world, child, parent);
                 left -= 1;
             }
         }
+    }
+
+    /// The parent of a child that serves most, if that is too much, and another at `place` would be as near.
+    fn busiest(&self, world: &World, child: HostKey, place: Place) -> Option<HostKey> {
+        let here = world.hosts.get(child)?.place;
+        let parents = self.peers.get(child)?.parents.iter().filter(|link| !self.is_leased(link.parent));
+        let known = parents.filter_map(|link| Some((world.hosts.get(link.parent)?, link.parent)));
+        let replaceable = known.filter(|(host, _)| {
+            !host.is_seed()
+                && host.children > world.settings.usual_children()
+                && here.distance(&host.place) == here.distance(&place)
+        });
+        replaceable.max_by_key(|(host, parent)| (host.children, *parent)).map(|(_, parent)| parent)
     }
 
     /// Up to `count` good parents for a child.
@@ -208,8 +226,8 @@ impl Task {
     }
 
     /// Hosts to look at for one that stands at `place`.
-    fn sample(&self, world: &mut World, place: Place) -> IndexSet<HostKey> {
-        let mut chosen = IndexSet::new();
+    fn sample(&self, world: &mut World, place: Place) -> KeySet {
+        let mut chosen = KeySet::default();
         if self.peers.len() <= LOOK_AT_ALL {
             chosen.extend(self.peers.iter().map(|(host, _)| host));
             return chosen;
@@ -230,12 +248,12 @@ impl Task {
     fn least_useful(&self, child: HostKey, only_old: bool) -> Option<HostKey> {
         let parents = self.peers.get(child).into_iter().flat_map(|peer| &peer.parents);
         let replaceable = parents.filter(|link| (link.old || !only_old) && !self.is_leased(link.parent));
-        replaceable.min_by_key(|link| link.bytes).map(|link| link.parent)
+        replaceable.min_by_key(|link| link.kib).map(|link| link.parent)
     }
 
     fn link(&mut self, world: &mut World, child: HostKey, parent: HostKey) {
         if let Some(peer) = self.peers.get_mut(child) {
-            peer.parents.push(Link { parent, bytes: 0, old: false });
+            peer.parents.push(Link { parent, kib: 0, old: false });
         }
         if let Some(peer) = self.peers.get_mut(parent) {
             peer.children.push(child);
@@ -268,7 +286,7 @@ impl Task {
         if change.add.is_empty() && change.remove.is_empty() && !change.answer {
             return;
         }
-        let known = |hosts: IndexSet<HostKey>| hosts.into_iter().filter_map(|host| world.hosts.get(host));
+        let known = |hosts: KeySet| hosts.into_iter().filter_map(|host| world.hosts.get(host));
         let add = known(change.add).map(|host| proto::Parent {
             host: host.id.to_string(),
             transfer_address: host.announced.transfer_address.clone(),

@@ -3,12 +3,12 @@
 use std::{collections::HashMap, time::Duration};
 
 use darter_proto::scheduler as proto;
-use indexmap::{IndexMap, IndexSet};
+use indexmap::IndexSet;
 
 use super::{
     conduct::Conduct,
     history::Served,
-    ids::{HostId, HostKey, SessionId, TaskId},
+    ids::{HostId, HostKey, KeyMap, KeySet, SessionId, TaskId},
     message::Announce,
     place::Place,
     settings::Settings,
@@ -48,9 +48,9 @@ pub(super) struct Host {
 /// All hosts that have a session or had one not long ago.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
-    by_key: IndexMap<HostKey, Host>,
+    by_key: KeyMap<Host>,
     by_id: HashMap<HostId, HostKey>,
-    seeds: IndexSet<HostKey>,
+    seeds: KeySet,
     next: u64,
 }
 

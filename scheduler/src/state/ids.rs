@@ -1,6 +1,13 @@
 //! Names: of sessions, hosts and tasks.
 
-use std::{borrow::Borrow, fmt, sync::Arc};
+use std::{
+    borrow::Borrow,
+    fmt,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
+
+use indexmap::{IndexMap, IndexSet};
 
 /// Longest host id in bytes.
 const MAX_HOST_ID: usize = 128;
@@ -14,6 +21,32 @@ pub struct SessionId(pub u64);
 /// A host inside this scheduler; the same host id keeps its key while it is remembered, and no key is used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct HostKey(pub(super) u64);
+
+/// By host. The keys are numbers of this scheduler's own, so nobody can choose ones that collide, and hashing one need
+/// not cost more than the look at what it stands for.
+pub(super) type KeyMap<T> = IndexMap<HostKey, T, BuildHasherDefault<KeyHasher>>;
+/// A set of hosts.
+pub(super) type KeySet = IndexSet<HostKey, BuildHasherDefault<KeyHasher>>;
+
+/// Spreads consecutive numbers (Fibonacci hashing: Knuth, volume 3, section 6.4).
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let product = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        // The upper half is the one that is well mixed.
+        self.0 = product ^ (product >> 32);
+    }
+}
 
 /// The id that a host's store chose for itself.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,9 +14,27 @@ use super::{
     members::Phase,
     message::{Digests, Shape},
     task::Task,
+    time::Time,
     timers::Timer,
     world::{World, failure},
 };
+
+/// Passing digests on to one host is taken to cost so long, and no more than about half of the time is spent on it; but
+/// nobody waits longer than the longest pause.
+const TELLING: Duration = Duration::from_micros(125);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Pauses shorter than this are none.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
+
+/// Digests that were not passed on yet: to very many, they are told in batches.
+#[derive(Debug, Default)]
+pub(super) struct Untold {
+    digests: LeafDigests,
+    /// When something was told last.
+    told: Time,
+    /// Whether a reminder to tell is under way.
+    waits: bool,
+}
 
 /// A holder that was asked for digests has so long to send them.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -44,7 +62,7 @@ impl Task {
         self.verified |= newly_verified;
         if added == Added::News {
             self.lease_progress(world, host);
-            self.forward_info(world, host, sent.first, &sent.digests);
+            self.tell_soon(world, host, &sent);
         } else if newly_verified || sent.digests.is_empty() {
             self.forward_info(world, host, 0, &Bytes::new());
         }
@@ -109,6 +127,34 @@ impl Task {
         }
     }
 
+    /// Passes new digests on, now or together with what comes next.
+    fn tell_soon(&mut self, world: &mut World, except: HostKey, sent: &Digests) {
+        let pause = TELLING.saturating_mul(2 * u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
+        if pause < SHORTEST_PAUSE && !self.untold.waits {
+            self.forward_info(world, except, sent.first, &sent.digests);
+            return;
+        }
+        self.untold.digests.add(sent.first, &sent.digests);
+        if !self.untold.waits {
+            self.untold.waits = true;
+            let since = world.now.since(self.untold.told);
+            world.remind_in(pause.min(LONGEST_PAUSE).saturating_sub(since), Timer::Untold(self.id.clone()));
+        }
+    }
+
+    /// Passes on what was gathered.
+    pub(super) fn tell_untold(&mut self, world: &mut World) {
+        let Untold { digests, .. } =
+            std::mem::replace(&mut self.untold, Untold { told: world.now, ..Untold::default() });
+        for (first, digests) in digests.runs() {
+            for (host, peer) in self.peers.iter() {
+                if peer.is_child() && !peer.digests_known && !self.is_leased(host) {
+                    world.send(host, self.info(first, digests.clone()));
+                }
+            }
+        }
+    }
+
     /// Sends all who need it a part of the digests.
     pub(super) fn forward_info(&self, world: &mut World, except: HostKey, first: u32, digests: &Bytes) {
         for (host, peer) in self.peers.iter() {
@@ -121,6 +167,7 @@ impl Task {
     /// Forgets the digests, and whether they were right.
     pub(super) fn forget_digests(&mut self) {
         self.digests = LeafDigests::default();
+        self.untold.digests = LeafDigests::default();
         self.verified = false;
         self.asked = None;
         self.silent.clear();

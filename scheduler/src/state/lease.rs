@@ -94,9 +94,29 @@ impl Task {
     /// A lease holder could not do it.
     pub(super) fn lease_failed(&mut self, world: &mut World, host: HostKey, failure: proto::Failure) {
         let reason = failure.reason.clone();
+        if failure.kind() == Kind::OriginStatus {
+            self.answer_alike(world, host, &failure);
+        }
         // That one host's consumer went away says nothing about the origin.
         let failure = Some(failure).filter(|failure| failure.kind() != Kind::Cancelled);
         self.lose_lease(world, host, reason, failure);
+    }
+
+    /// The origin refused what a host wanted for itself: all who would ask just the same need not ask. Another host, as a
+    /// seed peer, may be refused for what it is.
+    fn answer_alike(&mut self, world: &mut World, host: HostKey, failure: &proto::Failure) {
+        let asker = self.peers.get(host).filter(|peer| peer.phase == Phase::Running);
+        let Some(request) = asker.and_then(|peer| peer.request) else { return };
+        let alike = |other: &HostKey| {
+            let peer = self.peers.get(*other);
+            *other != host
+                && !self.is_leased(*other)
+                && peer.is_some_and(|peer| peer.request == Some(request))
+        };
+        let alike: Vec<_> = self.peers.running().filter(alike).collect();
+        for other in alike {
+            self.fail(world, other, failure.clone());
+        }
     }
 
     /// A lease holder is gone, is not to be used any more or does not hold the task any more.

@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use indexmap::{IndexMap, IndexSet};
 use rand::{Rng, RngExt};
 
 use super::{
-    ids::{HostKey, SessionId},
-    message::Class,
+    ids::{HostKey, KeyMap, KeySet, SessionId},
+    message::{Class, Fingerprint},
     place::{Place, Scope},
     time::Time,
 };
@@ -21,6 +20,8 @@ pub(super) struct Peer {
     pub(super) class: Class,
     /// It registered with an origin, so it may be given a lease.
     pub(super) may_fetch: bool,
+    /// What it would ask the origin, credentials included: who would ask the same gets the same answer.
+    pub(super) request: Option<Fingerprint>,
     /// It knows length and digests by itself.
     pub(super) digests_known: bool,
     pub(super) parents: Vec<Link>,
@@ -50,8 +51,8 @@ pub(super) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) parent: HostKey,
-    /// Bytes it brought since the last rotation.
-    pub(super) bytes: u64,
+    /// KiB it brought since the last rotation.
+    pub(super) kib: u32,
     /// It was there at the last rotation.
     pub(super) old: bool,
 }
@@ -75,10 +76,10 @@ pub(super) enum BlockEnds {
 /// The peers of a task, by host and by where they stand.
 #[derive(Debug, Default)]
 pub(super) struct Members {
-    peers: IndexMap<HostKey, Peer>,
-    scopes: HashMap<Scope, IndexSet<HostKey>>,
-    running: IndexSet<HostKey>,
-    complete: IndexSet<HostKey>,
+    peers: KeyMap<Peer>,
+    scopes: HashMap<Scope, KeySet>,
+    running: KeySet,
+    complete: KeySet,
 }
 
 impl Peer {
@@ -88,6 +89,7 @@ impl Peer {
             held: 0,
             class: Class::Background,
             may_fetch: false,
+            request: None,
             digests_known: false,
             parents: Vec::new(),
             children: Vec::new(),
@@ -172,13 +174,7 @@ impl Members {
     }
 
     /// Up to `count` hosts by chance: of those in `scope`, or of all.
-    pub(super) fn sample(
-        &self,
-        scope: Option<Scope>,
-        count: usize,
-        rng: &mut impl Rng,
-        chosen: &mut IndexSet<HostKey>,
-    ) {
+    pub(super) fn sample(&self, scope: Option<Scope>, count: usize, rng: &mut impl Rng, chosen: &mut KeySet) {
         match scope {
             Some(scope) => {
                 if let Some(hosts) = self.scopes.get(&scope) {
@@ -194,7 +190,7 @@ impl Members {
     }
 
     /// Up to `count` of the hosts that hold everything, by chance.
-    pub(super) fn sample_complete(&self, count: usize, rng: &mut impl Rng, chosen: &mut IndexSet<HostKey>) {
+    pub(super) fn sample_complete(&self, count: usize, rng: &mut impl Rng, chosen: &mut KeySet) {
         sample(self.complete.len(), count, rng, |at| chosen.extend(self.complete.get_index(at).copied()));
     }
 }

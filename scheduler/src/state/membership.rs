@@ -6,7 +6,7 @@ use darter_proto::scheduler::{self as proto, failure::Kind};
 use super::{
     ids::HostKey,
     members::Phase,
-    message::{Holding, Register, Shape},
+    message::{Holding, Register, Shape, Source},
     task::Task,
     world::World,
 };
@@ -15,13 +15,14 @@ impl Task {
     /// A host wants the task.
     pub(super) fn register(&mut self, world: &mut World, host: HostKey, register: Register) {
         let Register { task, held, class, digests_known, from_origin } = register;
-        let may_fetch = task.source.is_some();
+        let request = task.source.as_ref().map(Source::fingerprint);
         self.source = task.source.or_else(|| self.source.take());
         let held = self.at_most_all(held);
         let Some(peer) = self.set_phase(world, host, Phase::Running) else { return };
         peer.held = held;
         peer.class = class;
-        peer.may_fetch = may_fetch;
+        peer.may_fetch = request.is_some();
+        peer.request = request;
         peer.digests_known = digests_known;
         if from_origin {
             self.accept_lease(world, host);

@@ -78,6 +78,10 @@ pub(super) struct Wanted {
 #[derive(Clone)]
 pub(super) struct Source(Arc<proto::Source>);
 
+/// Tells requests to origins apart without keeping them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fingerprint(u64);
+
 #[derive(Debug)]
 pub(super) struct Progress {
     pub(super) task: TaskId,
@@ -333,6 +337,20 @@ impl Source {
         let bytes = source.headers.iter().map(|header| header.name.len() + header.value.len()).sum();
         limit("the length of the headers", bytes, MAX_HEADER_BYTES)?;
         Ok((!source.url.is_empty()).then(|| Self(Arc::new(source))))
+    }
+
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        };
+        part(self.0.url.as_bytes());
+        for header in &self.0.headers {
+            part(header.name.as_bytes());
+            part(&header.value);
+        }
+        let digest = hasher.finalize();
+        Fingerprint(digest.as_bytes().first_chunk().copied().map_or(0, u64::from_le_bytes))
     }
 
     pub(super) fn to_wire(&self) -> proto::Source {

@@ -14,7 +14,7 @@ use super::{
 
 /// The parts of a score; each part is between 0 and 1. Chance keeps children that ask at the same time from all
 /// getting the same parents.
-const LOAD: f64 = 0.3;
+const LOAD: f64 = 0.6;
 const PLACE: f64 = 0.2;
 const CONTENT: f64 = 0.2;
 const BANDWIDTH: f64 = 0.15;
@@ -54,7 +54,9 @@ impl Candidate {
         let chance = world.rng.random::<f64>();
         let known = world.hosts.get(host)?;
         let distance = place.distance(&known.place);
-        let load = f64::from(known.children) / f64::from(known.slots(&world.settings).max(1));
+        let usual =
+            if known.is_seed() { known.slots(&world.settings) } else { world.settings.usual_children() };
+        let load = f64::from(known.children) / f64::from(known.children + usual.max(1));
         let bandwidth = known.served.bandwidth().map_or(UNKNOWN, |rate| rate / (rate + HALF_BANDWIDTH));
         let half = HALF_RESPONSE.as_secs_f64();
         let response = known.served.response.mean().map_or(UNKNOWN, |seconds| half / (seconds + half));
@@ -65,7 +67,7 @@ impl Candidate {
             Distance::Far => 0.0,
         };
         let spare = known.is_seed() && !task.is_leased(host) && task.peers.complete().len() > 1;
-        let score = LOAD * (1.0 - load).max(0.0)
+        let score = LOAD * (1.0 - load)
             + PLACE * near
             + CONTENT * content(task, host)
             + BANDWIDTH * bandwidth

@@ -25,6 +25,13 @@ pub struct Settings {
     pub rates: proto::Config,
 }
 
+impl Settings {
+    /// Children that a peer has if all have equally many.
+    pub(super) fn usual_children(&self) -> u32 {
+        u32::try_from(self.parents_per_child).unwrap_or(u32::MAX)
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

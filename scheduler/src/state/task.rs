@@ -2,13 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use indexmap::IndexSet;
-
 use super::{
     digests::LeafDigests,
     filter::is_blocked,
     graph::Change,
-    ids::{HostKey, TaskId},
+    ids::{HostKey, KeySet, TaskId},
+    info::Untold,
     lease::{Attempt, Lease},
     members::{Members, Peer, Phase},
     message::{Shape, Source},
@@ -27,6 +26,8 @@ pub(super) struct Task {
     pub(super) id: TaskId,
     pub(super) shape: Option<Shape>,
     pub(super) digests: LeafDigests,
+    /// What those who take part are still to be told of them.
+    pub(super) untold: Untold,
     /// Somebody checked the digest of the whole; otherwise the leaf digests are provisional.
     pub(super) verified: bool,
     /// The newest that a peer brought. Kept while somebody wants the task.
@@ -50,9 +51,9 @@ pub(super) struct Task {
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Children that need parents.
-    pub(super) needy: IndexSet<HostKey>,
+    pub(super) needy: KeySet,
     /// Hosts that may have become good parents for others.
-    pub(super) news: IndexSet<HostKey>,
+    pub(super) news: KeySet,
     /// Changed parent sets that were not sent yet.
     pub(super) changes: BTreeMap<HostKey, Change>,
 }
@@ -63,6 +64,7 @@ impl Task {
             id,
             shape: None,
             digests: LeafDigests::default(),
+            untold: Untold::default(),
             verified: false,
             source: None,
             peers: Members::default(),

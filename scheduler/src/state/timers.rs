@@ -20,6 +20,8 @@ pub(super) enum Timer {
     TaskIdle(TaskId),
     /// The lease holders of a task should have shown progress.
     Lease(TaskId),
+    /// Digests were gathered and are to be passed on.
+    Untold(TaskId),
     /// The digests that a host was asked for should have come.
     DigestsAsked(TaskId, HostKey),
     /// A layer should have been made by now.

@@ -153,3 +153,31 @@ fn who_checked_the_whole_may_send_its_digests_before_anything_else() {
     assert!(info.is_some_and(|info| info.verified && info.digests.len() == 128));
     assert!(told.iter().any(|m| matches!(m, says::Message::Parents(change) if change.add.len() == 1)));
 }
+
+#[test]
+fn very_many_are_told_digests_in_batches() {
+    let mut driver = Driver::new();
+    let seed = driver.seed("seed");
+    let peers: Vec<_> = (0..1000).map(|n| driver.peer(&format!("p{n}"))).collect();
+    peers.iter().for_each(|peer| driver.say(*peer, wants()));
+    let told = |driver: &mut Driver| {
+        let infos = driver.take(peers[500]).into_iter().filter_map(|m| match m {
+            says::Message::TaskInfo(info) => Some(info.digests.len() / 32),
+            _ => None,
+        });
+        infos.filter(|digests| *digests > 0).collect::<Vec<_>>()
+    };
+    for leaf in 0..LEAVES {
+        driver.say(seed, digests_of(leaf, 1, 0));
+    }
+    assert!(told(&mut driver).is_empty());
+    driver.pass(1000);
+    assert_eq!(told(&mut driver), [LEAVES as usize]);
+    let late = driver.peer("late");
+    driver.say(late, wants());
+    assert!(
+        driver.take(late).iter().any(
+            |m| matches!(m, says::Message::TaskInfo(info) if info.digests.len() == 32 * LEAVES as usize)
+        )
+    );
+}

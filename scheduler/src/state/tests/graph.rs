@@ -241,3 +241,15 @@ fn parents_are_replaced_with_progress_unless_that_is_switched_off() {
         assert_eq!(parents_of(&driver, "c") != before, rotate);
     }
 }
+
+#[test]
+fn children_spread_over_all_who_take_part() {
+    let mut driver = Driver::new();
+    let peers: Vec<_> = (0..300).map(|n| driver.peer(&format!("p{n}"))).collect();
+    peers.iter().for_each(|peer| driver.say(*peer, wants()));
+    let status = driver.state.status();
+    let mut children: Vec<_> = status.hosts.iter().map(|host| host.children).collect();
+    children.sort_unstable();
+    let (few, many) = (children[children.len() / 10], children[children.len() * 9 / 10]);
+    assert!(few >= 8 && many <= 24, "a tenth has {few} or fewer children, a tenth {many} or more");
+}

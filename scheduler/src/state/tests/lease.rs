@@ -80,7 +80,8 @@ fn a_slow_holder_keeps_its_lease_when_there_is_nobody_else() {
 fn after_the_origin_refused_a_seed_those_who_want_it_try_themselves() {
     let mut driver = Driver::new();
     let (seeds, peers) = (["s", "t"].map(|id| driver.seed(id)), ["a", "b"].map(|id| driver.peer(id)));
-    peers.into_iter().for_each(|peer| driver.say(peer, wants()));
+    driver.say(peers[1], wants_with(b"other"));
+    driver.say(peers[0], wants());
     let seed = driver.leased(&seeds)[0];
     driver.leased(&peers);
     driver.say(seed, failed(Kind::OriginStatus));
@@ -95,6 +96,29 @@ fn after_the_origin_refused_a_seed_those_who_want_it_try_themselves() {
     }
     driver.say(peers[0], wants());
     assert_eq!(driver.leased(&seeds), [seed], "a new round");
+}
+
+/// As [`wants`], with credentials of its own.
+fn wants_with(credentials: &'static [u8]) -> said::Message {
+    let header = proto::Header { name: "authorization".into(), value: credentials.into() };
+    let task =
+        proto::Task { id: TASK.into(), source: Some(proto::Source { headers: vec![header], ..source() }) };
+    said::Message::Register(proto::Register { task: Some(task), ..Default::default() })
+}
+
+#[test]
+fn a_crowd_that_would_ask_the_same_is_answered_at_once() {
+    let mut driver = Driver::new();
+    let crowd: Vec<_> = (0..100).map(|n| driver.peer(&format!("p{n}"))).collect();
+    let other = driver.peer("other");
+    crowd.iter().for_each(|peer| driver.say(*peer, wants()));
+    driver.say(other, wants_with(b"other"));
+    let holder = driver.leased(&crowd)[0];
+    driver.say(holder, failed(Kind::OriginStatus));
+    for peer in crowd.iter().filter(|peer| **peer != holder) {
+        assert_eq!(driver.failure(*peer), Some(Kind::OriginStatus));
+    }
+    assert_eq!(driver.leased(&[other]), [other], "its credentials may be better");
 }
 
 #[test]
