@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test bench-lazy clean-up
+.PHONY: setup build demo test simulate bench-lazy clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -24,6 +24,12 @@ test: setup
 bench-lazy: build
 	@integration/install-soci.sh $(CURDIR)/target/integration-cache/soci
 	DARTER_LOG=info target/debug/bench-lazy $(ARGS)
+
+# The real scheduler and the peers' real plan with N peers, in a simulation; ARGS="--help" shows what else can be varied.
+N ?= 100000
+simulate:
+	cargo build -p darter-integration --bin simulate
+	target/debug/simulate --peers $(N) $(ARGS)
 
 # Removes what tests and demos have left that were killed hard; the next one does so too.
 clean-up: build

@@ -79,7 +79,7 @@ impl Conduct {
             return None;
         }
         served.add_bandwidth(report.bytes, report.busy);
-        let response = report.busy.as_secs_f64() / f64::from(report.leaves);
+        let response = response(report);
         if !is_far_too_slow(&served.response, siblings, response) {
             self.slow.clear();
             served.response.add(response);
@@ -101,6 +101,16 @@ impl Conduct {
         let reason = format!("answers in {:.1} ms, usually {:.1} ms", response * 1e3, usual * 1e3);
         Some(Verdict { reason })
     }
+}
+
+/// Whether a report is beyond the host's own history, so that its siblings' decide.
+pub(super) fn is_suspect(served: &Served, report: &ParentReport) -> bool {
+    report.leaves > 0 && served.response.is_telling() && served.response.is_far_above(response(report))
+}
+
+/// Seconds that a leaf took.
+fn response(report: &ParentReport) -> f64 {
+    report.busy.as_secs_f64() / f64::from(report.leaves)
 }
 
 /// Beyond six standard deviations of the host's own history and of its siblings'.

@@ -19,8 +19,10 @@ use super::{
 
 /// In a task with no more peers than this all of them are looked at, otherwise a sample.
 const LOOK_AT_ALL: usize = 64;
-/// Size of the sample: from the child's rack, its zone, from everywhere, and of those that hold everything.
+/// Size of the sample: from the child's rack, its zone, from everywhere, and of those that hold everything. If only one
+/// parent is looked for, a smaller one will do.
 const SAMPLE: [usize; 4] = [24, 16, 24, 4];
+const SMALL_SAMPLE: [usize; 4] = [8, 4, 8, 2];
 /// Fewer parents than this, and hosts without a free slot are taken too.
 const FEW_PARENTS: usize = 4;
 /// A host that is new in a task is offered to so many others.
@@ -178,7 +180,7 @@ impl Task {
         let Some(host) = world.hosts.get(parent) else { return };
         let (place, idle) = (host.place, host.children < world.settings.usual_children() / 2);
         let mut left = OFFERS;
-        for child in self.sample(world, place) {
+        for child in self.sample(world, place, SAMPLE) {
             let Some(peer) = self.peers.get(child).filter(|peer| peer.is_child() && left > 0) else {
                 continue;
             };
@@ -212,7 +214,8 @@ impl Task {
     fn pick(&self, world: &mut World, child: HostKey, count: usize) -> Vec<HostKey> {
         let Some(place) = world.hosts.get(child).map(|host| host.place) else { return Vec::new() };
         let Some(peer) = self.peers.get(child) else { return Vec::new() };
-        let sample = self.sample(world, place);
+        let size = if count > 1 { SAMPLE } else { SMALL_SAMPLE };
+        let sample = self.sample(world, place, size);
         let admitted = sample.into_iter().filter(|host| admits(self, world, child, *host));
         let (free, full): (Vec<_>, Vec<_>) = admitted.partition(|host| has_slot(world, *host, peer.class));
         let mut rank = |hosts: Vec<HostKey>, count| {
@@ -226,13 +229,13 @@ impl Task {
     }
 
     /// Hosts to look at for one that stands at `place`.
-    fn sample(&self, world: &mut World, place: Place) -> KeySet {
+    fn sample(&self, world: &mut World, place: Place, size: [usize; 4]) -> KeySet {
         let mut chosen = KeySet::default();
         if self.peers.len() <= LOOK_AT_ALL {
             chosen.extend(self.peers.iter().map(|(host, _)| host));
             return chosen;
         }
-        let [near, in_zone, anywhere, complete] = SAMPLE;
+        let [near, in_zone, anywhere, complete] = size;
         for (scope, count) in [(place.rack, near), (place.zone, in_zone)] {
             if scope.is_some() {
                 self.peers.sample(scope, count, &mut world.rng, &mut chosen);

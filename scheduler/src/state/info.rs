@@ -31,7 +31,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 pub(super) struct Untold {
     digests: LeafDigests,
     /// When something was told last.
-    told: Time,
+    told: Option<Time>,
     /// Whether a reminder to tell is under way.
     waits: bool,
 }
@@ -137,7 +137,7 @@ impl Task {
         self.untold.digests.add(sent.first, &sent.digests);
         if !self.untold.waits {
             self.untold.waits = true;
-            let since = world.now.since(self.untold.told);
+            let since = self.untold.told.map_or(LONGEST_PAUSE, |told| world.now.since(told));
             world.remind_in(pause.min(LONGEST_PAUSE).saturating_sub(since), Timer::Untold(self.id.clone()));
         }
     }
@@ -145,7 +145,7 @@ impl Task {
     /// Passes on what was gathered.
     pub(super) fn tell_untold(&mut self, world: &mut World) {
         let Untold { digests, .. } =
-            std::mem::replace(&mut self.untold, Untold { told: world.now, ..Untold::default() });
+            std::mem::replace(&mut self.untold, Untold { told: Some(world.now), ..Untold::default() });
         for (first, digests) in digests.runs() {
             for (host, peer) in self.peers.iter() {
                 if peer.is_child() && !peer.digests_known && !self.is_leased(host) {

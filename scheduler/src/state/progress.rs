@@ -6,8 +6,9 @@ use darter_proto::scheduler::{self as proto, failure::Kind};
 
 use super::{
     State,
-    conduct::Verdict,
+    conduct::{Verdict, is_suspect},
     event::Note,
+    history::Normal,
     ids::{HostKey, TaskId},
     members::Phase,
     message::{ParentReport, Progress},
@@ -91,10 +92,9 @@ impl Task {
         let mut verdict = None;
         if self.peers.get(child)?.has_parent(parent) {
             self.count_bytes(child, parent, report.bytes);
-            let siblings: Vec<_> = self.peers.get(child)?.parents.iter().map(|link| link.parent).collect();
-            let siblings = siblings.into_iter().filter(|sibling| *sibling != parent);
-            let siblings: Vec<_> =
-                siblings.filter_map(|s| Some(world.hosts.get(s)?.served.response)).collect();
+            // The others are looked up only if they may matter: there are many reports, and few slow parents.
+            let suspect = is_suspect(&world.hosts.get(parent)?.served, report);
+            let siblings = if suspect { self.siblings(world, child, parent) } else { Vec::new() };
             let host = world.hosts.get_mut(parent)?;
             verdict = host.conduct.served(&mut host.served, child, report, &siblings);
         }
@@ -109,6 +109,13 @@ impl Task {
             verdict = world.hosts.get_mut(parent)?.conduct.wrong_leaf(child).or(verdict);
         }
         verdict.map(|verdict| (parent, verdict))
+    }
+
+    /// How the child's other parents have served.
+    fn siblings(&self, world: &World, child: HostKey, parent: HostKey) -> Vec<Normal> {
+        let links = self.peers.get(child).into_iter().flat_map(|peer| &peer.parents);
+        let others = links.map(|link| link.parent).filter(|other| *other != parent);
+        others.filter_map(|other| Some(world.hosts.get(other)?.served.response)).collect()
     }
 
     /// Nothing that the child misses comes from its parents: it gets another parent, and if nobody who holds
