@@ -237,7 +237,8 @@ impl Peer {
         let since = now - self.reported;
         let due = since >= REPORT && (further || starving || !self.last_words.is_empty());
         let changed = self.from_origin > 0 || self.from_peers > 0;
-        if !due && !(since >= REPORT_AFTER && changed) {
+        let quiet = since < REPORT_AFTER || !changed;
+        if quiet && !due {
             return None;
         }
         (self.reported, self.reported_held) = (now, held);

@@ -317,7 +317,7 @@ impl Sim {
                 showing.join(child);
                 Vec::new()
             } else if peer.state == State::Done {
-                vec![0..leaves]
+                std::iter::once(0..leaves).collect()
             } else {
                 peer.plan.as_ref().map(|plan| plan.held().ranges()).unwrap_or_default()
             }
@@ -432,7 +432,7 @@ impl Sim {
                     self.with(source, |peer| peer.showing.iter_mut().for_each(|showing| showing.sent(child)));
                     known += 1;
                 }
-                self.has(source, child, &[leaf..leaf + 1]);
+                self.has(source, child, leaf);
             }
             // What a child has already is shown instead of to be sent; a whole round of that is enough for now.
             if known == 0 || self.peer(source).state == State::Done {
@@ -441,11 +441,11 @@ impl Sim {
         }
     }
 
-    /// A child hears what a parent has.
-    fn has(&mut self, parent: Id, child: Id, leaves: &[Range<u32>]) {
+    /// A child hears that a parent has a leaf.
+    fn has(&mut self, parent: Id, child: Id, leaf: u32) {
         let ask = self.with(child, |peer| {
             if let Some(plan) = &mut peer.plan {
-                plan.parent_has(u64::from(parent), leaves);
+                plan.parent_has(u64::from(parent), std::slice::from_ref(&(leaf..leaf + 1)));
             }
             peer.hungry
         });
@@ -482,13 +482,12 @@ impl Sim {
     /// A leaf is here: the children hear of it, and the plan goes on.
     fn landed(&mut self, id: Id, leaf: u32) {
         let leaves = self.leaves;
-        let has = [leaf..leaf + 1];
         if self.with(id, |peer| peer.showing.as_mut().map(|showing| showing.holds(leaf))).is_some() {
             self.show(id);
         } else {
             let children: Vec<Id> = self.peer(id).children.iter().copied().collect();
             for child in children {
-                self.has(id, child, &has);
+                self.has(id, child, leaf);
             }
         }
         if self.peer(id).held(leaves) == leaves {
