@@ -183,6 +183,10 @@ impl State {
     /// passed on by closing the connection to the other.
     async fn relay(self: Arc<Self>, client: TcpStream) {
         let Ok(server) = TcpStream::connect(self.server).await else { return };
+        // A link holds nothing back to send it together with more.
+        if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_err() {
+            return;
+        }
         let (mut from_client, to_client) = client.into_split();
         let (from_server, mut to_server) = server.into_split();
         let requests = async {
