@@ -136,6 +136,11 @@ impl Failure {
         Self::new(StatusCode::FORBIDDEN, "UNSUPPORTED", message)
     }
 
+    /// Too much at once.
+    pub(crate) fn busy() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "TOOMANYREQUESTS", "too many tunnels are open")
+    }
+
     /// A request for a URL that is none.
     pub(crate) fn bad_url() -> Self {
         Self::new(StatusCode::BAD_REQUEST, "UNSUPPORTED", "this is no URL that can be asked")

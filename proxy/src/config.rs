@@ -1,6 +1,6 @@
 //! The proxy's part of a peer's configuration.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use darter_service::config::duration;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,10 @@ pub struct Config {
     pub rules: Vec<RuleConfig>,
     /// Serving requests for whole URLs (`HTTP_PROXY`), and `CONNECT`.
     pub forward: ForwardConfig,
+    /// The proxy's own certificate (PEM, with its chain): with it `listen` takes TLS too.
+    pub certificate_file: Option<PathBuf>,
+    /// The certificate's key (PEM).
+    pub key_file: Option<PathBuf>,
     /// A runtime that takes no byte of its answer for so long is given up.
     #[serde(with = "duration")]
     pub write_timeout: Duration,
@@ -56,11 +60,17 @@ pub struct ForwardConfig {
     pub enable: bool,
     /// Ports that `CONNECT` may lead to.
     pub ports: Vec<u16>,
+    /// Registries (`HOST[:PORT]`) whose tunnels are opened, so that their contents come through peers. Clients have to
+    /// trust `ca.pem` of `ca_dir`, which is good for these hosts only.
+    pub intercept: Vec<String>,
+    /// Where this node's certificate authority is kept; it is made when a registry is listed.
+    pub ca_dir: PathBuf,
 }
 
 impl Default for ForwardConfig {
     fn default() -> Self {
-        Self { enable: false, ports: vec![80, 443] }
+        let ca_dir = "/var/lib/darter/proxy-ca".into();
+        Self { enable: false, ports: vec![80, 443], intercept: Vec::new(), ca_dir }
     }
 }
 
@@ -87,6 +97,8 @@ impl Default for Config {
             stale_tags: Duration::ZERO,
             rules: Vec::new(),
             forward: ForwardConfig::default(),
+            certificate_file: None,
+            key_file: None,
             write_timeout: Duration::from_secs(300),
             connections: 1024,
             drain_timeout: Duration::from_secs(30),

@@ -2,9 +2,14 @@
 //!
 //! Files that a rule gives to the peers come through them; everything else is passed on as it is.
 
+mod authority;
 mod file;
+mod intercept;
 mod relay;
 mod tunnel;
+
+pub use authority::AuthorityError;
+pub(crate) use intercept::Interceptor;
 
 use http::{Method, Request, Response, Uri};
 use hyper::body::Incoming;

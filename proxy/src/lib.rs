@@ -26,7 +26,9 @@ mod server;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 pub use config::{Config, ForwardConfig, Offline};
+pub use forward_proxy::AuthorityError;
 pub use rules::{Action, RuleConfig, RuleError};
 pub use server::{ServeError, Server, serve};

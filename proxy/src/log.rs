@@ -66,6 +66,7 @@ impl Line {
             Some(Target::Mirror(Route::Forward(forward))) => ("other", short(&forward.registry)),
             Some(Target::Url(url)) => ("url", short(&forward_proxy::host(url))),
             Some(Target::Tunnel) => ("tunnel", short(path)),
+            Some(Target::Opened { registry, .. }) => ("intercepted", short(registry)),
             None => ("refused", String::new()),
         };
         let (method, path) = (short(method.as_str()), short(path));

@@ -13,7 +13,8 @@ use http::{
     request::Parts,
 };
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
 
@@ -22,12 +23,14 @@ use crate::{
     access::{Access, Caller},
     answer::{self, API_VERSION, Body, Failure, Verdict},
     dragonfly::Wishes,
-    forward_proxy,
+    forward_proxy::{self, Interceptor},
     log::{Line, Logged},
     metrics::Metrics,
     route::{self, Kind, Route},
-    rules::{Action, RuleError, Rules, Subject},
+    rules::{Action, Rules, Subject},
+    server::ServeError,
     tags::Tags,
+    tls,
 };
 
 /// What all requests share.
@@ -38,10 +41,23 @@ pub(crate) struct Proxy {
     pub(crate) access: Access,
     pub(crate) tags: Tags,
     pub(crate) metrics: Metrics,
+    /// How many more tunnels may be opened.
+    pub(crate) tunnels: Arc<Semaphore>,
+    pub(crate) interceptor: Option<Interceptor>,
+    pub(crate) tls: Option<TlsAcceptor>,
     /// Connections that requests have opened to origins.
     pub(crate) tasks: TaskTracker,
     /// Ends them.
     pub(crate) stop: CancellationToken,
+}
+
+/// Where a connection came to.
+#[derive(Clone)]
+pub(crate) enum Place {
+    /// The listening address.
+    Front(Option<SocketAddr>),
+    /// A tunnel to a registry at a URL, which was opened.
+    Opened { url: Url, registry: String },
 }
 
 /// What a request is about.
@@ -52,14 +68,25 @@ pub(crate) enum Target {
     Url(Url),
     /// Bytes both ways.
     Tunnel,
+    /// Something of a registry, through a tunnel that was opened.
+    Opened { url: Url, registry: String },
 }
 
 impl Proxy {
-    pub(crate) fn new(config: Config, peer: Peer, metrics: Metrics) -> Result<Self, RuleError> {
+    pub(crate) fn new(config: Config, peer: Peer, metrics: Metrics) -> Result<Self, ServeError> {
         Ok(Self {
             rules: ArcSwap::from_pointee(Rules::new(&config.rules)?),
             access: Access::new(config.offline, config.auth_cache, config.offline_for),
             tags: Tags::new(config.stale_tags),
+            tunnels: Arc::new(Semaphore::new(config.connections.clamp(1, Semaphore::MAX_PERMITS))),
+            interceptor: Interceptor::new(&config.forward)?,
+            tls: match (&config.certificate_file, &config.key_file) {
+                (None, None) => None,
+                (Some(certificate), Some(key)) => {
+                    Some(tls::from_files(certificate, key).map_err(ServeError::Certificate)?)
+                }
+                _ => return Err(ServeError::HalfCertificate),
+            },
             config,
             peer,
             metrics,
@@ -68,13 +95,18 @@ impl Proxy {
         })
     }
 
-    /// Answers a request that came to `local`.
+    /// Answers a request.
     pub(crate) async fn answer(
         self: &Arc<Self>,
         request: Request<Incoming>,
-        local: Option<SocketAddr>,
+        place: &Place,
     ) -> Response<Logged> {
-        let target = self.target(&request, local);
+        let target = match place {
+            Place::Front(local) => self.target(&request, *local),
+            Place::Opened { url, registry } => {
+                Ok(Target::Opened { url: url.clone(), registry: registry.clone() })
+            }
+        };
         let path = request.uri().authority().filter(|_| request.method() == Method::CONNECT);
         let path = path.map_or_else(|| request.uri().path(), |authority| authority.as_str());
         let line = Line::new(request.method(), path, target.as_ref().ok(), self.metrics.clone());
@@ -86,6 +118,9 @@ impl Proxy {
                 Target::Mirror(route) => Box::pin(self.mirror(&request.into_parts().0, route)).await,
                 Target::Url(url) => Box::pin(self.forwarded(request, url)).await,
                 Target::Tunnel => Box::pin(self.tunnel(request)).await,
+                Target::Opened { url, registry } => {
+                    Box::pin(self.intercepted(request, &url, &registry)).await
+                }
             }
         };
         let answered = timeout(limit, answered).await;
@@ -128,7 +163,7 @@ impl Proxy {
         Ok(route::parse(request.uri().path(), request.uri().query(), default, knows)?)
     }
 
-    async fn mirror(&self, parts: &Parts, route: Route) -> Result<Response<Body>, Failure> {
+    pub(crate) async fn mirror(&self, parts: &Parts, route: Route) -> Result<Response<Body>, Failure> {
         match route {
             Route::Ping => Ok(pong()),
             Route::Content(named) => {

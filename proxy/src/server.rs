@@ -1,4 +1,4 @@
-//! Listens for runtimes: HTTP/1.1 and HTTP/2 without TLS.
+//! Listens for runtimes: HTTP/1.1 and HTTP/2, without TLS and, where the proxy has a certificate, with it.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -8,7 +8,10 @@ use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulConnection, GracefulShutdown, Watcher},
+    },
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -18,15 +21,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Config,
+    AuthorityError, Config,
     metrics::Metrics,
     patience::Patience,
-    proxy::Proxy,
+    proxy::{Place, Proxy},
     rules::{RuleError, Rules},
 };
 
 /// Longest time for the head of a request, and for an idle connection.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Requests at a time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
 
@@ -44,6 +47,15 @@ pub enum ServeError {
     /// A rule cannot be used.
     #[error(transparent)]
     Rule(#[from] RuleError),
+    /// The certificate authority for intercepted registries cannot be used.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// Only one of the two is there.
+    #[error("proxy.certificate_file and proxy.key_file belong together")]
+    HalfCertificate,
+    /// The proxy's own certificate cannot be used.
+    #[error("the proxy's certificate: {0}")]
+    Certificate(std::io::Error),
 }
 
 /// A proxy that can take other rules while it serves.
@@ -110,7 +122,7 @@ async fn accept(listener: TcpListener, proxy: Arc<Proxy>, shutdown: Cancellation
     let slots = Arc::new(Semaphore::new(proxy.config.connections.max(1)));
     while let Some(Ok(slot)) = shutdown.run_until_cancelled(slots.clone().acquire_owned()).await {
         let Some(stream) = shutdown.run_until_cancelled(listen::accept(&listener)).await else { break };
-        let served = connection(stream, proxy.clone(), &graceful);
+        let served = connection(stream, proxy.clone(), graceful.watcher());
         let abort = abort.clone();
         connections.spawn(async move {
             abort.run_until_cancelled(served).await;
@@ -129,11 +141,41 @@ async fn accept(listener: TcpListener, proxy: Arc<Proxy>, shutdown: Cancellation
     proxy.tasks.wait().await;
 }
 
-fn connection(
-    stream: TcpStream,
+/// Serves one connection; with a certificate it may begin with TLS.
+async fn connection(stream: TcpStream, proxy: Arc<Proxy>, watcher: Watcher) {
+    let place = Place::Front(stream.local_addr().ok());
+    let tls = match &proxy.tls {
+        Some(tls) if begins_with_tls(&stream).await => Some(tls.clone()),
+        _ => None,
+    };
+    let stream = Patience::new(stream, proxy.config.write_timeout);
+    let ended = match tls {
+        None => watcher.watch(serving(TokioIo::new(stream), proxy, place)).await,
+        Some(tls) => match timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => watcher.watch(serving(TokioIo::new(stream), proxy, place)).await,
+            Ok(Err(error)) => Err(error.into()),
+            Err(elapsed) => Err(elapsed.into()),
+        },
+    };
+    log_end(ended);
+}
+
+/// Serves a connection that is not one of the listener's.
+pub(crate) async fn exchange<I>(io: I, proxy: Arc<Proxy>, place: Place)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    log_end(serving(io, proxy, place).await);
+}
+
+fn serving<I>(
+    io: I,
     proxy: Arc<Proxy>,
-    graceful: &GracefulShutdown,
-) -> impl Future<Output = ()> + use<> {
+    place: Place,
+) -> impl GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>> + Send
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder
@@ -141,18 +183,22 @@ fn connection(
         .timer(TokioTimer::new())
         .keep_alive_interval(HEAD_TIMEOUT)
         .max_concurrent_streams(STREAMS);
-    let local = stream.local_addr().ok();
-    let stream = Patience::new(stream, proxy.config.write_timeout);
     let service = service_fn(move |request: Request<Incoming>| {
-        let proxy = proxy.clone();
-        async move { Ok::<_, Infallible>(proxy.answer(request, local).await) }
+        let (proxy, place) = (proxy.clone(), place.clone());
+        async move { Ok::<_, Infallible>(proxy.answer(request, &place).await) }
     });
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-    let served = graceful.watch(served);
-    async move {
-        if let Err(error) = served.await {
-            // A client that hangs up is an error here, too.
-            tracing::debug!(error, "connection of a runtime ended");
-        }
+    builder.serve_connection_with_upgrades(io, service).into_owned()
+}
+
+/// Whether a connection begins with the type of a TLS handshake record, 22, which no method begins with.
+async fn begins_with_tls(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    matches!(timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await, Ok(Ok(1))) && first == [22]
+}
+
+fn log_end(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        // A client that hangs up is an error here, too.
+        tracing::debug!(error, "connection of a runtime ended");
     }
 }

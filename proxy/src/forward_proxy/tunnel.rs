@@ -44,6 +44,19 @@ impl Proxy {
         if decision == Some(Action::Deny) || !self.config.forward.ports.contains(&port) {
             return Err(Failure::denied());
         }
+        let slot = self.tunnels.clone().try_acquire_owned().map_err(|_| Failure::busy())?;
+        let name = super::host(&url);
+        if self.interceptor.as_ref().is_some_and(|interceptor| interceptor.is_for(&name)) {
+            let (proxy, upgrading) = (self.clone(), upgrade::on(request));
+            self.tasks.spawn(async move {
+                if let Ok(Ok(tunnel)) = timeout(UPGRADE_TIMEOUT, upgrading).await {
+                    let stop = proxy.stop.clone();
+                    stop.run_until_cancelled(proxy.opened(tunnel, url, name)).await;
+                }
+                drop(slot);
+            });
+            return Ok(Verdict { p2p: true, why: "intercepted" }.put(Response::new(answer::empty())));
+        }
         let mut there =
             self.peer.origin().dial(&url).await.map_err(|error| Failure::of_origin(&error, Kind::Blob))?;
         let (proxy, upgrading) = (self.clone(), upgrade::on(request));
@@ -55,6 +68,7 @@ impl Proxy {
                 }
             };
             proxy.stop.run_until_cancelled(work).await;
+            drop(slot);
         });
         Ok(Verdict { p2p: false, why: "tunnel" }.put(Response::new(answer::empty())))
     }

@@ -95,7 +95,7 @@ async fn what_no_rule_names_is_passed_on_as_it_is() {
 async fn connect_opens_a_tunnel_where_it_may() {
     let registry = Registry::start().await;
     let port = registry.name.rsplit_once(':').unwrap().1.parse().unwrap();
-    let forward = ForwardConfig { enable: true, ports: vec![port] };
+    let forward = ForwardConfig { enable: true, ports: vec![port], ..ForwardConfig::default() };
     let world = World::with(Config { forward, ..Config::default() }).await;
     let connect = async |authority: &str| {
         let mut stream = TcpStream::connect(world.address).await.unwrap();
@@ -116,5 +116,85 @@ async fn connect_opens_a_tunnel_where_it_may() {
     for refused in ["127.0.0.1:1", "169.254.169.254:443"] {
         assert!(!connect(refused).await.0.starts_with("HTTP/1.1 200"), "{refused}");
     }
+    world.stop().await;
+}
+
+/// A TLS client that trusts one authority.
+async fn secure(
+    stream: TcpStream,
+    ca: &std::path::Path,
+    host: &str,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    connector.connect(ServerName::try_from(host.to_owned()).unwrap(), stream).await.unwrap()
+}
+
+async fn get_over(
+    stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    host: &str,
+    path: &str,
+) -> Answer {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get(path).header("host", host).body(Empty::<Bytes>::new()).unwrap();
+    Answer::read(sender.send_request(request).await.unwrap()).await
+}
+
+#[tokio::test]
+async fn a_listed_registry_s_tunnel_is_opened_and_served_by_peers() {
+    let (registry, dir) = (Registry::start().await, tempfile::tempdir().unwrap());
+    let forward = ForwardConfig {
+        enable: true,
+        intercept: vec!["registry.example".into()],
+        ca_dir: dir.path().to_owned(),
+        ..ForwardConfig::default()
+    };
+    let listed = format!("[\"registry.example\"]\nupstream = \"http://{}\"", registry.name);
+    let world = World::with_registries(Config { forward, ..Config::default() }, &listed).await;
+    let content = bytes(MIB);
+    let digest = registry.blob("a", &content, None);
+    for source in ["origin", "local"] {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        stream
+            .write_all(b"CONNECT registry.example:443 HTTP/1.1\r\nhost: registry.example\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = vec![];
+        while !answer.ends_with(b"\r\n\r\n") {
+            answer.push(stream.read_u8().await.unwrap());
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200"));
+        let stream = secure(stream, &dir.path().join("ca.pem"), "registry.example").await;
+        let answer = get_over(stream, "registry.example", &format!("/v2/a/blobs/{digest}")).await;
+        assert_eq!(answer.header("x-darter-source"), Some(source));
+        assert!(answer.content() == content);
+    }
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn with_a_certificate_the_same_port_takes_tls() {
+    let (registry, dir) = (Registry::start().await, tempfile::tempdir().unwrap());
+    let made = rcgen::KeyPair::generate().unwrap();
+    let certificate =
+        rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&made).unwrap();
+    let (file, key) = (dir.path().join("c.pem"), dir.path().join("c.key"));
+    std::fs::write(&file, certificate.pem()).unwrap();
+    std::fs::write(&key, made.serialize_pem()).unwrap();
+    let config = Config { certificate_file: Some(file.clone()), key_file: Some(key), ..Config::default() };
+    let world = World::with(config).await;
+    let path = blob(&registry, "a", &registry.blob("a", b"content", None));
+    let stream = secure(TcpStream::connect(world.address).await.unwrap(), &file, "localhost").await;
+    assert_eq!(get_over(stream, "localhost", &path).await.content(), b"content");
+    assert_eq!(world.get(&path).await.content(), b"content");
     world.stop().await;
 }
