@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test simulate bench-lazy clean-up
+.PHONY: setup build demo test simulate bench-lazy bench-layer clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -30,6 +30,10 @@ N ?= 100000
 simulate:
 	cargo build -p darter-integration --bin simulate
 	target/debug/simulate --peers $(N) $(ARGS)
+
+# How fast a layer is made, next to gzip -dc and tar x. Writes target/bench/layer.json.
+bench-layer: build
+	target/debug/bench-layer
 
 # Removes what tests and demos have left that were killed hard; the next one does so too.
 clean-up: build
