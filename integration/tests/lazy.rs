@@ -109,7 +109,60 @@ fn an_image_that_cannot_be_lazy_is_pulled_whole() -> Result<()> {
     })
 }
 
-/// An index cannot express a file whose zeros are not in the layer.
+#[test]
+fn what_a_layer_leaves_out_is_as_containerd_unpacks_it() -> Result<()> {
+    run_test(async |lab| {
+        let cluster = Cluster::with_nodes(1).start(&lab).await?;
+        let image = cluster.push("left-out:1", &with_things_left_out(&lab)?).await?;
+        let node = &cluster.nodes[0];
+        let pulled = node.pull_lazily(&image).await?;
+        assert!(pulled.stdout.contains("3 of 3 layers"), "{}", pulled.stdout);
+        node.containerd.pull(&image).await?;
+        // Not their times: a directory without an entry has that of its unpacking.
+        let attributes =
+            ["stat", "-c", "%n %a %u:%g", "/tmp", "/home", "/home/user", "/home/user/new", "/new"];
+        for command in [&attributes[..], &["sha256sum", "/sparse"]] {
+            let lazy = node.containerd.run_with(DARTER, &image, command.iter().copied()).await?.stdout;
+            let unpacked = node.containerd.run_with(OVERLAYFS, &image, command.iter().copied()).await?.stdout;
+            assert_eq!(lazy, unpacked);
+        }
+        Ok(())
+    })
+}
+
+/// Directories without entries above layers that have them, and a file with holes.
+fn with_things_left_out(lab: &Lab) -> Result<Image> {
+    let busybox = std::fs::read("/bin/busybox")?;
+    let sparse = Kind::SparseFile { len: 1 << 20, offset: 8192, content: vec![7; 4096] };
+    ImageBuilder::new(&lab.dir().join("left-out"), Format::Oci)?
+        .layer(Compression::Gzip, |layer| {
+            layer.add_all(&[
+                Node::dir("bin"),
+                Node::file("bin/busybox", busybox).mode(0o755),
+                Node::symlink("bin/stat", "busybox"),
+                Node::symlink("bin/sha256sum", "busybox"),
+                Node::dir("tmp").mode(0o1777),
+                Node::dir("home").mode(0o711),
+                Node::dir("home/user").mode(0o2750).owner(1000, 1001),
+                Node::dir("proc"),
+                Node::dir("dev"),
+                Node::dir("sys"),
+            ])
+        })?
+        .layer(Compression::Gzip, |layer| {
+            layer.add_all(&[
+                Node::file("tmp/file", "1"),
+                Node::file("new/file", "1"),
+                Node::new("sparse", sparse),
+            ])
+        })?
+        .layer(Compression::Gzip, |layer| {
+            layer.add_all(&[Node::file("home/user/new/file", "2"), Node::file("tmp/other", "2")])
+        })?
+        .finish()
+}
+
+/// An index can express holes between whole blocks only.
 fn with_a_sparse_file(lab: &Lab) -> Result<Image> {
     let busybox = std::fs::read("/bin/busybox")?;
     let sparse = Kind::SparseFile { len: 1 << 20, offset: 8192, content: b"something".to_vec() };

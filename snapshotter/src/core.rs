@@ -1,9 +1,10 @@
 //! The snapshotter's operations: ordinary snapshots, lazy layers, and which of the two a request gets.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::VecDeque, io, path::PathBuf, sync::Arc};
 
 use darter_proto::snapshots::Mount;
 use futures_util::future::try_join_all;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
@@ -13,6 +14,7 @@ use crate::{
     engine::Engine,
     image::LayerRequest,
     images::{Images, ReadyLayer},
+    implied,
     lazy::{self, LayerStatus, Layers, keeper},
     metrics::{Metrics, PrepareOutcome},
     report::{self, ImageStatus},
@@ -34,6 +36,8 @@ pub(crate) struct Core {
     layers: std::result::Result<Arc<Layers>, String>,
     /// `None` if layers that are pulled from now on are not to be lazy.
     images: Option<Arc<Images>>,
+    /// Held while the directories that a layer implies are described.
+    describing: Arc<Mutex<()>>,
     trash_is_full: Arc<Notify>,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -77,6 +81,7 @@ impl Core {
             snapshots,
             layers,
             images,
+            describing: Arc::default(),
             trash_is_full: Arc::default(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -265,10 +270,11 @@ impl Core {
         let (snapshots, parent, mut labels) = (self.snapshots.clone(), parent.to_owned(), labels.clone());
         labels.insert(LAZY_LABEL.to_owned(), "yes".to_owned());
         blocking(move || {
-            let ReadyLayer { reference, raw_len, .. } = &layer;
+            let ReadyLayer { reference, raw_len, implies, .. } = &layer;
             // What it will take once it is complete: containerd asks only once.
             let usage = Usage { size: *raw_len, inodes: 1 };
-            snapshots.create_lazy(&parent, labels, Lazy { target, layer: reference.clone() }, usage)
+            let lazy = Lazy { target, layer: reference.clone(), implies: *implies };
+            snapshots.create_lazy(&parent, labels, lazy, usage)
         })
         .await
         .map(Ok)
@@ -278,20 +284,53 @@ impl Core {
     async fn lower(&self, parent: &str) -> Result<Vec<PathBuf>> {
         let (snapshots, parent) = (self.snapshots.clone(), parent.to_owned());
         let parents = blocking(move || snapshots.parents(&parent)).await?;
-        try_join_all(parents.into_iter().map(|parent| self.dir(parent))).await
+        let dirs = try_join_all(parents.into_iter().map(|parent| self.dir(parent))).await?;
+        if dirs.iter().all(|(_, implied)| implied.is_none()) {
+            return Ok(dirs.into_iter().map(|(dir, _)| dir).collect());
+        }
+        let describing = self.describing.clone();
+        blocking(move || {
+            let _one_at_a_time = describing.lock();
+            stack(dirs).map_err(SnapshotError::io("cannot describe the directories that a layer lacks"))
+        })
+        .await
     }
 
-    async fn dir(&self, parent: Parent) -> Result<PathBuf> {
-        let reference = match parent {
-            Parent::Dir(dir) => return Ok(dir),
-            Parent::Layer(reference) => reference,
+    /// Where a parent's content is, and where the attributes are or will be of the directories that it implies.
+    async fn dir(&self, parent: Parent) -> Result<(PathBuf, Option<PathBuf>)> {
+        let (reference, implied) = match parent {
+            Parent::Dir(dir) => return Ok((dir, None)),
+            Parent::Layer { layer, implied } => (layer, implied),
         };
         let mounted = match &self.layers {
             Ok(layers) => layers.mount(&reference).await.map_err(|err| err.to_string()),
             Err(reason) => Err(reason.clone()),
         };
-        mounted.map_err(|reason| SnapshotError::Unmountable { layer: reference.diff_id.to_string(), reason })
+        mounted
+            .map(|dir| (dir, implied))
+            .map_err(|reason| SnapshotError::Unmountable { layer: reference.diff_id.to_string(), reason })
     }
+}
+
+/// All lower directories, nearest first: on each parent what it implies, if it needs that.
+fn stack(dirs: Vec<(PathBuf, Option<PathBuf>)>) -> io::Result<Vec<PathBuf>> {
+    let mut stacked = VecDeque::new();
+    for (dir, implied) in dirs.into_iter().rev() {
+        let needed = match implied {
+            None => None,
+            Some(implied) => {
+                if !implied.exists() {
+                    implied::describe(&dir, stacked.make_contiguous(), &implied)?;
+                }
+                implied::is_needed(&implied)?.then_some(implied)
+            }
+        };
+        stacked.push_front(dir);
+        if let Some(implied) = needed {
+            stacked.push_front(implied);
+        }
+    }
+    Ok(stacked.into())
 }
 
 /// Whether a layer belongs on this parent, as far as the parent says which chain it is.

@@ -50,6 +50,8 @@ pub(crate) struct ReadyLayer {
     pub(crate) below: Option<Digest>,
     /// Length of the raw tar in bytes.
     pub(crate) raw_len: u64,
+    /// Whether it lacks entries for directories that it puts files into.
+    pub(crate) implies: bool,
     /// Keeps the layer until a snapshot does.
     pub(crate) _hold: Hold,
 }
@@ -62,10 +64,18 @@ struct Image {
 
 #[derive(Default)]
 struct Progress {
-    /// The layers with what keeps each, once it is ready; `None` until the manifest and the config are here.
-    layers: Option<Vec<(ImageLayer, Option<Hold>)>>,
+    /// The layers, each with what is known once it is ready; `None` until the manifest and the config are here.
+    layers: Option<Vec<(ImageLayer, Option<Ready>)>>,
     /// Why the image is not lazy.
     refused: Option<Arc<str>>,
+}
+
+/// What is known of a layer that can be mounted.
+#[derive(Clone)]
+struct Ready {
+    hold: Hold,
+    /// Whether it lacks entries for directories that it puts files into.
+    implies: bool,
 }
 
 impl Images {
@@ -150,16 +160,15 @@ impl Images {
         let count = layers.len();
         let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id.clone()).collect();
         let top = layers.last().map(|layer| layer.chain_id.clone());
-        let make_ready =
-            |(at, layer)| async move { (at, self.make_layer_ready(&image.name, at, layer).await) };
+        let make_ready = |(at, layer)| async move { (at, self.make_layer_ready(&image.name, layer).await) };
         let ready =
             stream::iter(layers.into_iter().enumerate()).map(make_ready).buffer_unordered(LAYERS_AT_ONCE);
         let mut ready = std::pin::pin!(ready);
-        while let Some((at, hold)) = ready.next().await {
-            let hold = hold?;
+        while let Some((at, layer)) = ready.next().await {
+            let layer = layer?;
             image.progress.send_modify(|progress| {
                 if let Some((_, slot)) = progress.layers.as_mut().and_then(|layers| layers.get_mut(at)) {
-                    *slot = Some(hold);
+                    *slot = Some(layer);
                 }
             });
         }
@@ -187,12 +196,7 @@ impl Images {
         manifest.layers(&config.map_err(|err| format!("its config: {err}"))?)
     }
 
-    async fn make_layer_ready(
-        &self,
-        image: &ImageName,
-        at: usize,
-        layer: ImageLayer,
-    ) -> Result<Hold, String> {
+    async fn make_layer_ready(&self, image: &ImageName, layer: ImageLayer) -> Result<Ready, String> {
         let refuse = |err: String| format!("layer {}: {err}", layer.blob);
         let hold = match self.layers.hold(&layer.diff_id) {
             Some(hold) => hold,
@@ -203,10 +207,7 @@ impl Images {
             }
         };
         let implies = self.layers.implies_directories(&layer.diff_id).await;
-        if at > 0 && implies.map_err(|err| refuse(err.to_string()))? {
-            return Err(refuse("it lacks entries for directories that it puts files into".to_owned()));
-        }
-        Ok(hold)
+        Ok(Ready { hold, implies: implies.map_err(|err| refuse(err.to_string()))? })
     }
 }
 
@@ -251,13 +252,15 @@ impl Progress {
         let layers = self.layers.as_ref()?;
         let at = layers.iter().position(|(layer, _)| layer.chain_id == request.target);
         let found = at.and_then(|at| layers.get(at).map(|found| (at, found)));
-        let Some((at, (layer, hold))) = found.filter(|(_, (layer, _))| layer.blob == request.blob) else {
+        let Some((at, (layer, ready))) = found.filter(|(_, (layer, _))| layer.blob == request.blob) else {
             return Some(Err("the image's config has no such chain of layers".into()));
         };
         let below =
             at.checked_sub(1).and_then(|below| layers.get(below)).map(|(layer, _)| layer.chain_id.clone());
         let reference = reference(&request.image, layer);
-        hold.clone().map(|hold| Ok(ReadyLayer { reference, below, raw_len: hold.raw_len(), _hold: hold }))
+        ready.clone().map(|Ready { hold, implies }| {
+            Ok(ReadyLayer { reference, below, raw_len: hold.raw_len(), implies, _hold: hold })
+        })
     }
 }
 

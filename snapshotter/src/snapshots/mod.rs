@@ -58,8 +58,9 @@ pub(crate) struct Snapshots {
 pub(crate) enum Parent {
     /// An ordinary snapshot's directory.
     Dir(PathBuf),
-    /// A layer that has to be mounted.
-    Layer(LayerRef),
+    /// A layer that has to be mounted. Where it implies directories, and so needs their attributes to be stacked on it,
+    /// these are in this directory once somebody needed them.
+    Layer { layer: LayerRef, implied: Option<PathBuf> },
 }
 
 /// Which part of a snapshot's information an update changes.
@@ -99,7 +100,11 @@ impl Snapshots {
         while !name.is_empty() {
             let record = self.store.get(&name)?.ok_or(SnapshotError::ParentNotFound(name))?;
             parents.push(match record.lazy {
-                Some(lazy) => Parent::Layer(lazy.layer),
+                Some(lazy) => {
+                    let has_below = !record.parent.is_empty();
+                    let implied = (lazy.implies && has_below).then(|| self.dirs.fs(record.id));
+                    Parent::Layer { layer: lazy.layer, implied }
+                }
                 None => Parent::Dir(self.dirs.fs(record.id)),
             });
             name = record.parent;
@@ -258,7 +263,7 @@ impl Snapshots {
             if record.kind != Kind::Committed {
                 let parents = self.parents(&record.parent)?.into_iter();
                 in_use.extend(parents.filter_map(|parent| match parent {
-                    Parent::Layer(layer) => Some(layer.diff_id),
+                    Parent::Layer { layer, .. } => Some(layer.diff_id),
                     Parent::Dir(_) => None,
                 }));
             }

@@ -43,7 +43,7 @@ pub(crate) struct Record {
     pub(crate) updated: SystemTime,
     /// Of a committed snapshot, taken when it was committed.
     pub(crate) usage: Usage,
-    /// Set for a lazy snapshot, which has no directory of its own.
+    /// Set for a lazy snapshot. Its directory is there only for what its layer lacks.
     pub(crate) lazy: Option<Lazy>,
 }
 
@@ -54,6 +54,9 @@ pub(crate) struct Lazy {
     pub(crate) target: String,
     /// The layer that is mounted for it.
     pub(crate) layer: LayerRef,
+    /// Whether the layer lacks entries for directories that it puts files into.
+    #[serde(default)]
+    pub(crate) implies: bool,
 }
 
 impl Kind {

@@ -266,10 +266,6 @@ async fn an_image_that_cannot_be_lazy_is_prepared_the_ordinary_way() {
     peer.forget(&manifests.layers[1].descriptor.blob);
     let daemon = Daemon::start(&home.config(), peer.clone()).await;
 
-    // Only an upper layer cannot know the attributes of a directory that it has no entry for.
-    let implied = || layer(&[("dir/file", b"in a directory without an entry")]);
-    let implies = Image::publish(&peer, vec![implied(), image.layers[1].clone(), implied()]);
-
     let not_lazy = async |key: &str, labels: Labels, why: &str| {
         daemon.prepare_with(key, "", labels).await.unwrap();
         let label = daemon.stat(key).await.unwrap().labels["darter/lazy"].clone();
@@ -279,7 +275,6 @@ async fn an_image_that_cannot_be_lazy_is_prepared_the_ordinary_way() {
     let first = daemon.prepare_with("half", "", manifests.labels(0)).await;
     assert!(matches!(code(first), Code::Ok | Code::AlreadyExists));
     not_lazy("second", manifests.labels(1), "nobody has").await;
-    not_lazy("implied", implies.labels(2), "directories").await;
     let mut wrong_chain = image.labels(0);
     wrong_chain.insert("containerd.io/snapshot.ref".into(), Digest::sha256(b"another chain").to_string());
     not_lazy("chain", wrong_chain, "chain").await;
@@ -293,6 +288,58 @@ async fn an_image_that_cannot_be_lazy_is_prepared_the_ordinary_way() {
     not_lazy("offline", unknown, "network").await;
     daemon.commit("base", "offline").await.unwrap();
     assert!(daemon.stat("base").await.unwrap().labels["darter/lazy"].starts_with("no: "));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_without_an_entry_look_as_they_do_in_the_layers_below() {
+    let home = Home::new();
+    let peer = Arc::new(FakePeer::default());
+    let source = home.dir("source");
+    for (dir, mode, owner) in [("tmp", 0o1777, 0), ("home/user", 0o700, 1000), ("usr", 0o755, 0)] {
+        fs::create_dir_all(source.join(dir)).unwrap();
+        std::os::unix::fs::chown(source.join(dir), Some(owner), Some(owner)).unwrap();
+        fs::set_permissions(source.join(dir), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    lsetxattr(source.join("home/user"), "user.note", b"a note", XattrFlags::empty()).unwrap();
+    let lowest = run_tar(&["-c", "--format=posix", "--xattrs", "."], &source);
+    let image = Image::publish(
+        &peer,
+        vec![
+            open_layer(&lowest).unwrap().1,
+            layer(&[("tmp/one", b"1"), ("usr/one", b"1"), ("new/one", b"1")]),
+            layer(&[("home/user/deep/two", b"2"), ("tmp/two", b"2"), (".wh.usr", b"")]),
+        ],
+    );
+    let daemon = Daemon::start(&home.config(), peer).await;
+    let top = image.pull(&daemon).await;
+    let look = |mounted: &Path| -> Vec<_> {
+        let look = |path: &&str| {
+            let meta = fs::metadata(mounted.join(path)).unwrap();
+            (meta.mode() & 0o7777, meta.uid())
+        };
+        ["", "tmp", "home", "home/user", "home/user/deep", "new"].iter().map(look).collect()
+    };
+    let expected = [(0o755, 0), (0o1777, 0), (0o755, 0), (0o700, 1000), (0o755, 0), (0o755, 0)];
+    let container = mounted(&home, daemon.prepare("container", &top).await).await;
+    assert_eq!(look(container.path()), expected);
+    let mut note = [0; 16];
+    let len = rustix::fs::lgetxattr(container.path().join("home/user"), "user.note", &mut note).unwrap();
+    assert_eq!(&note[..len], b"a note");
+    for (file, content) in [("tmp/one", b"1"), ("tmp/two", b"2"), ("home/user/deep/two", b"2")] {
+        assert_eq!(read(container.path().join(file)).await.unwrap(), content);
+    }
+    assert!(!container.path().join("usr").exists());
+    drop(container);
+    daemon.stop().await;
+
+    let daemon = Daemon::start(&home.config(), Arc::default()).await;
+    let container = mounted(&home, daemon.mounts("container").await).await;
+    assert_eq!(look(container.path()), expected, "after a restart");
+    drop(container);
+    daemon.remove("container").await.unwrap();
+    daemon.remove(&top).await.unwrap();
+    daemon.client.clone().cleanup(CleanupRequest { snapshotter: "darter".into() }).await.unwrap();
     daemon.stop().await;
 }
 
