@@ -19,6 +19,8 @@ pub(super) struct Entry {
 pub(super) enum EntryKind {
     Directory,
     File(Extent),
+    /// A file with holes.
+    Sparse(Sparse),
     /// Another name for the entry with this path.
     HardLink(Vec<u8>),
     /// A symbolic link to this target.
@@ -35,6 +37,17 @@ pub(super) struct Extent {
     pub(super) offset: u64,
     /// How many there are.
     pub(super) len: u64,
+}
+
+/// Where a file with holes has its bytes in the raw tar: it is cut into chunks of equal length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Sparse {
+    /// Length with the holes, in bytes.
+    pub(super) len: u64,
+    /// The length of a chunk: this power of two of 512 bytes.
+    pub(super) chunk_bits: u32,
+    /// Where each chunk begins, in blocks of 512 bytes; `None` for a hole.
+    pub(super) chunks: Vec<Option<u32>>,
 }
 
 /// A device number.

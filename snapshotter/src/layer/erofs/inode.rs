@@ -24,6 +24,8 @@ const CHUNK_BASED: u16 = 4;
 const WITH_INDEXES: u16 = 0x20;
 /// A chunk has at most this power of two blocks, which is 1 TiB.
 const MAX_CHUNK_BITS: u32 = 31;
+/// What a hole has instead of a block.
+const NO_BLOCK: u32 = u32::MAX;
 /// The raw tar; 0 is the image itself.
 const RAW_TAR_DEVICE: u16 = 1;
 
@@ -51,7 +53,13 @@ pub(super) fn write(image: &mut Image, tree: &Tree, layout: &Layout, number: usi
         .raw(&xattrs);
     image.put(place.offset, &fields.bytes);
     match (&node.kind, place.content) {
-        (NodeKind::File(extent), Content::RawTar { index }) => image.put(index, &chunk_index(*extent)?),
+        (NodeKind::File(extent), Content::RawTar { index, .. }) => {
+            image.put(index, &chunk_index(Some(first_block(*extent)?)));
+        }
+        (NodeKind::Sparse(sparse), Content::RawTar { index, .. }) => {
+            let indexes: Vec<u8> = sparse.chunks.iter().flat_map(|block| chunk_index(*block)).collect();
+            image.put(index, &indexes);
+        }
         (NodeKind::Symlink(target), Content::Image { .. }) => put_data(image, place.content, target),
         (NodeKind::Directory, Content::Image { .. }) => {
             put_data(image, place.content, &directory_data(tree, layout, node, place));
@@ -65,6 +73,9 @@ pub(super) fn write(image: &mut Image, tree: &Tree, layout: &Layout, number: usi
 fn describe(node: &Node, place: &Place) -> Result<(u16, u32, u64), Refusal> {
     Ok(match (&node.kind, place.content) {
         (NodeKind::File(extent), Content::RawTar { .. }) => (CHUNK_BASED, chunk_format(*extent)?, extent.len),
+        (NodeKind::Sparse(sparse), Content::RawTar { .. }) => {
+            (CHUNK_BASED, u32::from(WITH_INDEXES) | sparse.chunk_bits, sparse.len)
+        }
         (NodeKind::CharDevice(device) | NodeKind::BlockDevice(device), _) => (FLAT_PLAIN, device.encode(), 0),
         (_, Content::Image { len, first_block, tail }) => {
             let format = if tail.is_some() { FLAT_INLINE } else { FLAT_PLAIN };
@@ -83,11 +94,16 @@ fn chunk_format(extent: Extent) -> Result<u32, Refusal> {
     Ok(u32::from(WITH_INDEXES) | bits)
 }
 
-/// `erofs_inode_chunk_index`: where the only chunk begins.
-fn chunk_index(extent: Extent) -> Result<Vec<u8>, Refusal> {
-    let block = u32::try_from(extent.offset / BLOCK_LEN as u64)
-        .map_err(|_| Refusal::TooLarge("it has more than 2 TiB uncompressed"))?;
-    Ok(Fields::default().zeros(2).u16(RAW_TAR_DEVICE).u32(block).bytes)
+/// Where a file's only chunk begins in the raw tar.
+fn first_block(extent: Extent) -> Result<u32, Refusal> {
+    u32::try_from(extent.offset / BLOCK_LEN as u64)
+        .map_err(|_| Refusal::TooLarge("it has more than 2 TiB uncompressed"))
+}
+
+/// `erofs_inode_chunk_index`: where a chunk begins, `None` for a hole.
+fn chunk_index(block: Option<u32>) -> Vec<u8> {
+    let device = if block.is_some() { RAW_TAR_DEVICE } else { 0 };
+    Fields::default().zeros(2).u16(device).u32(block.unwrap_or(NO_BLOCK)).bytes
 }
 
 fn put_data(image: &mut Image, content: Content, data: &[u8]) {
@@ -122,7 +138,7 @@ impl NodeKind {
             Self::CharDevice(_) => 0o020_000,
             Self::Directory => 0o040_000,
             Self::BlockDevice(_) => 0o060_000,
-            Self::File(_) => 0o100_000,
+            Self::File(_) | Self::Sparse(_) => 0o100_000,
             Self::Symlink(_) => 0o120_000,
         }
     }
@@ -130,7 +146,7 @@ impl NodeKind {
     /// The file type in a directory entry, `EROFS_FT_…`.
     fn dirent_type(&self) -> u8 {
         match self {
-            Self::File(_) => 1,
+            Self::File(_) | Self::Sparse(_) => 1,
             Self::Directory => 2,
             Self::CharDevice(_) => 3,
             Self::BlockDevice(_) => 4,

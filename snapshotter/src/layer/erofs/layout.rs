@@ -37,8 +37,8 @@ pub(super) struct Place {
 pub(super) enum Content {
     /// There are none.
     Empty,
-    /// In the raw tar; their chunk index stands at this offset.
-    RawTar { index: usize },
+    /// In the raw tar; the indexes of so many chunks stand at this offset.
+    RawTar { index: usize, chunks: usize },
     /// In the image: whole blocks, the first of which is given, and behind the inode, at this offset, what is left.
     Image { len: usize, first_block: usize, tail: Option<usize> },
 }
@@ -78,9 +78,9 @@ impl Place {
         self.offset = start.next_multiple_of(SLOT_LEN);
         match &mut self.content {
             Content::Empty => self.offset + len,
-            Content::RawTar { index } => {
+            Content::RawTar { index, chunks } => {
                 *index = (self.offset + len).next_multiple_of(CHUNK_INDEX_LEN);
-                *index + CHUNK_INDEX_LEN
+                *index + *chunks * CHUNK_INDEX_LEN
             }
             Content::Image { len: data_len, tail, .. } => {
                 let tail_len = *data_len % BLOCK_LEN;
@@ -152,7 +152,10 @@ fn content(tree: &Tree, node: NodeId) -> Content {
     match &node.kind {
         NodeKind::Directory => in_image(directory::len(names(node.children.keys().map(AsRef::as_ref)))),
         NodeKind::Symlink(target) => in_image(target.len()),
-        NodeKind::File(extent) if extent.len > 0 => Content::RawTar { index: 0 },
+        NodeKind::File(extent) if extent.len > 0 => Content::RawTar { index: 0, chunks: 1 },
+        NodeKind::Sparse(sparse) if sparse.len > 0 => {
+            Content::RawTar { index: 0, chunks: sparse.chunks.len() }
+        }
         _ => Content::Empty,
     }
 }

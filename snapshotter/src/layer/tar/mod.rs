@@ -8,10 +8,11 @@ mod entry;
 mod header;
 mod number;
 mod pax;
+mod sparse;
 #[cfg(test)]
 mod tests;
 
-use self::{header::Header, pax::Pax};
+use self::{entry::Data, header::Header, pax::Pax, sparse::Map};
 use super::{entry::Entry, refusal::Refusal};
 
 /// Length of a header, and what everything in a tar is padded to, in bytes.
@@ -39,6 +40,8 @@ enum State {
     End(Vec<u8>),
     /// The data of an extension, with these bytes already there.
     Extension { kind: ExtensionKind, data: Vec<u8>, len: usize },
+    /// The map of a sparse file, with these blocks of it already there.
+    SparseMap { entry: Box<(Header, Extensions)>, blocks: Vec<u8>, block: Vec<u8> },
     /// The rest of a file's data.
     Data { left: u64, padding: u64 },
     /// The rest of what fills up a block.
@@ -119,6 +122,13 @@ impl Reader {
                 self.extensions.add(kind, &data).map_err(|why| self.refuse(why))?;
                 after_data(0, left)
             }
+            State::SparseMap { entry, blocks, block } => {
+                let Some(block) = fill(block, BLOCK_LEN, bytes) else { return Ok(()) };
+                blocks.extend_from_slice(&block);
+                let entry = std::mem::take(entry.as_mut());
+                let blocks = std::mem::take(blocks);
+                self.sparse_map(entry, blocks, emit)?
+            }
             State::Data { left, padding } => after_data(skip(*left, bytes), *padding),
             State::Padding { left } => after_data(0, skip(*left, bytes)),
             State::After => {
@@ -143,10 +153,41 @@ impl Reader {
         if let Some(kind) = ExtensionKind::of(header.flag) {
             return self.extension(kind, header.size);
         }
-        // `self.offset` stands before the header's last part, and data begin with the next block.
-        let data = (self.offset / BLOCK_LEN as u64 + 1) * BLOCK_LEN as u64;
         let extensions = std::mem::take(&mut self.extensions);
-        let (entry, len) = entry::read(header, extensions, data)?;
+        if entry::has_map(&header, &extensions) {
+            return self.sparse_map((header, extensions), Vec::new(), emit);
+        }
+        self.entry(header, extensions, None, emit)
+    }
+
+    /// Reads on in the map of a sparse file, of which these blocks are there; says what follows.
+    fn sparse_map(
+        &mut self,
+        (header, extensions): (Header, Extensions),
+        blocks: Vec<u8>,
+        emit: &mut dyn FnMut(Entry) -> Result<(), Refusal>,
+    ) -> Result<State, Refusal> {
+        let refuse = |why: &'static str| Refusal::entry(&entry::path(&header, &extensions), why);
+        if let Some(map) = Map::parse(&blocks).map_err(refuse)? {
+            return self.entry(header, extensions, Some((map, blocks.len() as u64)), emit);
+        }
+        if blocks.len() as u64 >= entry::claimed_len(&header, &extensions).map_err(refuse)? {
+            return Err(refuse("is a sparse file whose map is longer than its data"));
+        }
+        Ok(State::SparseMap { entry: Box::new((header, extensions)), blocks, block: Vec::new() })
+    }
+
+    /// Makes an entry whose headers are complete; says what follows them.
+    fn entry(
+        &self,
+        header: Header,
+        extensions: Extensions,
+        map: Option<(Map, u64)>,
+        emit: &mut dyn FnMut(Entry) -> Result<(), Refusal>,
+    ) -> Result<State, Refusal> {
+        // `self.offset` stands before the last part of what was read, and data begin with the next block.
+        let data = (self.offset / BLOCK_LEN as u64 + 1) * BLOCK_LEN as u64;
+        let (entry, len) = entry::read(header, extensions, Data { offset: data, map })?;
         if data.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
             return Err(Refusal::entry(&entry.path, "claims more data than any tar can hold"));
         }

@@ -1,6 +1,6 @@
 //! The records of a pax header (IEEE Std 1003.1-2017, `pax`, "pax Extended Header").
 
-use super::{super::entry::Xattrs, number};
+use super::{super::entry::Xattrs, number, sparse};
 
 /// What a pax header says of the entry after it; an empty value leaves the entry's header in force.
 #[derive(Debug, Default)]
@@ -14,8 +14,8 @@ pub(super) struct Pax {
     pub(super) mtime: Option<(i64, u32)>,
     /// From `SCHILY.xattr.` records, as star, GNU tar and Go write them.
     pub(super) xattrs: Xattrs,
-    /// Whether the entry's data are a GNU sparse map and the parts that it names.
-    pub(super) sparse: bool,
+    /// Which parts of the file have data, if it has holes.
+    pub(super) sparse: sparse::Records,
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
@@ -44,7 +44,9 @@ impl Pax {
                 if let Some(name) = key.strip_prefix(XATTR) {
                     self.xattrs.insert(name.to_vec(), record.value.to_vec());
                 }
-                self.sparse |= key.starts_with(SPARSE);
+                if let Some(key) = key.strip_prefix(SPARSE) {
+                    self.sparse.set(key, record.value)?;
+                }
             }
         }
         Some(())

@@ -4,7 +4,7 @@ use super::*;
 use crate::layer::{
     entry::{Device, EntryKind, Extent, Mtime},
     erofs,
-    tests::archive::{Item, archive, char_device, directory, fifo, file, hard_link, sign, symlink},
+    tests::archive::{Item, archive, char_device, directory, fifo, file, hard_link, sign, sparse, symlink},
     tree::Tree,
 };
 
@@ -134,13 +134,29 @@ fn links_have_no_data_whatever_they_claim() {
 }
 
 #[test]
-fn sparse_files_are_refused_by_name() {
+fn sparse_files_that_cannot_be_are_refused_by_name() {
     let old = Item { flag: b'S', ..file("core", b"") };
-    let new = file("GNUSparseFile.0/core", b"").pax("GNU.sparse.major", "1").pax("GNU.sparse.minor", "0");
-    for item in [old, new] {
+    let odd = sparse("core", "0.1", &[(7, b"data")], 4096);
+    let whole = sparse("core", "1.0", &[(512, &[7; 512])], 4096);
+    let no_map = Item { data: b"9\n1\n".to_vec(), ..whole.clone() };
+    let less_data = Item { data: [&whole.data[..], &[0; 512]].concat(), ..whole.clone() };
+    let directory = Item { flag: b'5', ..sparse("core", "0.1", &[], 0) };
+    let directory = directory.pax("GNU.sparse.major", "0").pax("GNU.sparse.minor", "1");
+    for item in [old, odd, no_map, less_data, directory] {
         let why = refused(&archive(&[item]));
         assert!(why.contains("core") && why.contains("sparse"), "{why}");
     }
+    assert!(matches!(only(&archive(&[whole])).kind, EntryKind::Sparse(_)));
+}
+
+#[test]
+fn records_of_an_unknown_sparse_format_mean_nothing() {
+    let item = file("a", b"x").pax("GNU.sparse.major", "2").pax("GNU.sparse.name", "b");
+    let entry = only(&archive(&[item]));
+    assert_eq!(
+        (entry.path.as_slice(), entry.kind),
+        (&b"a"[..], EntryKind::File(Extent { offset: 1536, len: 1 }))
+    );
 }
 
 #[test]
@@ -196,6 +212,8 @@ fn everything() -> Vec<u8> {
         file("d/.wh..wh..opq", b""),
         file(&"long/".repeat(40), &[2; 100]),
         Item { flag: b'L', data: b"gnu\0".to_vec(), ..file("././@LongLink", b"") },
+        sparse("sparse", "0.1", &[(512, &[3; 512])], 2048),
+        sparse("sparse-1.0", "1.0", &[(512, &[3; 512]), (2048, &[3; 100])], 2148),
         fifo("p"),
     ])
 }

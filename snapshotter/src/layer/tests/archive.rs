@@ -12,6 +12,8 @@ pub(in crate::layer) struct Item {
     pub(in crate::layer) mtime: u64,
     pub(in crate::layer) device: (u32, u32),
     pub(in crate::layer) pax: Vec<(String, Vec<u8>)>,
+    /// What the file holds, if not its data: it is sparse.
+    pub(in crate::layer) whole: Option<Vec<u8>>,
 }
 
 fn item(flag: u8, name: &str) -> Item {
@@ -25,11 +27,47 @@ fn item(flag: u8, name: &str) -> Item {
         mtime: 1_700_000_000,
         device: (0, 0),
         pax: Vec::new(),
+        whole: None,
     }
 }
 
 pub(in crate::layer) fn file(name: &str, data: &[u8]) -> Item {
     Item { data: data.to_vec(), ..item(b'0', name) }
+}
+
+/// A file of `len` bytes with data only in these parts, in one of the three ways in which GNU tar writes it with pax.
+pub(in crate::layer) fn sparse(name: &str, version: &str, parts: &[(usize, &[u8])], len: usize) -> Item {
+    let mut whole = vec![0; len];
+    for (at, part) in parts {
+        whole[*at..at + part.len()].copy_from_slice(part);
+    }
+    let data = parts.iter().flat_map(|(_, part)| part.iter().copied()).collect::<Vec<u8>>();
+    let count = parts.len().to_string();
+    let numbers: Vec<String> =
+        parts.iter().flat_map(|(at, part)| [at.to_string(), part.len().to_string()]).collect();
+    let made = match version {
+        "0.0" => {
+            let listed = ["GNU.sparse.offset", "GNU.sparse.numbytes"].into_iter().cycle().zip(&numbers);
+            listed.fold(file(name, &data), |item, (key, number)| item.pax(key, number))
+        }
+        "0.1" => file("GNUSparseFile.0/x", &data)
+            .pax("GNU.sparse.name", name)
+            .pax("GNU.sparse.map", numbers.join(",")),
+        _ => {
+            let mut map = format!(
+                "{count}\n{}",
+                numbers.iter().map(|number| format!("{number}\n")).collect::<String>()
+            );
+            map.extend(std::iter::repeat_n('\0', map.len().next_multiple_of(512) - map.len()));
+            file("GNUSparseFile.0/x", &[map.as_bytes(), &data].concat())
+                .pax("GNU.sparse.major", "1")
+                .pax("GNU.sparse.minor", "0")
+                .pax("GNU.sparse.name", name)
+        }
+    };
+    let size = if version == "1.0" { "GNU.sparse.realsize" } else { "GNU.sparse.size" };
+    let made = made.pax(size, len.to_string()).pax("GNU.sparse.numblocks", count);
+    Item { whole: Some(whole), ..made }
 }
 
 pub(in crate::layer) fn directory(name: &str) -> Item {

@@ -11,7 +11,7 @@ use std::{
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::{
-    archive::{Item, archive, block_device, char_device, directory, fifo, file, hard_link, symlink},
+    archive::{Item, archive, block_device, char_device, directory, fifo, file, hard_link, sparse, symlink},
     make,
     seen::{Kind, Seen, walk},
 };
@@ -117,6 +117,28 @@ fn files_of_all_lengths_have_their_bytes() {
     let seen = seen(&items);
     for len in lengths {
         assert_eq!(seen[Path::new(&len.to_string())].kind, content(&data(len)), "{len}");
+    }
+}
+
+#[test]
+fn sparse_files_have_their_holes() {
+    let (one, two) = ([1; 8192], [2; 5000]);
+    let parts: [(usize, &[u8]); 3] = [(4096, &one), (1 << 20, &one), (3 << 20, &two)];
+    let fine: Vec<(usize, &[u8])> = (0..3000).map(|at| (at * 1024 + 512, &one[..512])).collect();
+    let mut items = Vec::new();
+    for version in ["0.0", "0.1", "1.0"] {
+        items.push(sparse(&format!("data-{version}"), version, &parts, (3 << 20) + 5000));
+        items.push(sparse(&format!("hole-{version}"), version, &[(512, &one)], 50 << 20));
+        items.push(sparse(&format!("empty-{version}"), version, &[(1 << 20, b"")], 1 << 20));
+        items.push(sparse(&format!("fine-{version}"), version, &fine, 4 << 20));
+        items.push(file(&format!("after-{version}"), b"after"));
+    }
+    let seen = seen(&items);
+    for item in &items {
+        let name =
+            item.pax.iter().find(|(key, _)| key == "GNU.sparse.name").map_or(&item.name, |(_, name)| name);
+        let path = Path::new(std::str::from_utf8(name).unwrap());
+        assert_eq!(seen[path].kind, content(item.whole.as_ref().unwrap_or(&item.data)), "{path:?}");
     }
 }
 

@@ -35,7 +35,9 @@ pub(super) fn unpack(root: &Path, items: &[Item]) -> io::Result<()> {
 }
 
 fn unpack_one(root: &Path, item: &Item, directories: &mut Vec<(PathBuf, u64)>) -> io::Result<()> {
-    let path = join(root, &item.name);
+    // A sparse file's own name is in a record.
+    let name = item.pax.iter().find(|(key, _)| key == "GNU.sparse.name");
+    let path = join(root, name.map_or(&item.name, |(_, name)| name));
     let (Some(parent), Some(name)) = (path.parent().filter(|_| path != root), path.file_name()) else {
         return Ok(());
     };
@@ -58,7 +60,8 @@ fn unpack_one(root: &Path, item: &Item, directories: &mut Vec<(PathBuf, u64)>) -
     create(root, item, &path)?;
     lchown(&path, Some(item.owner.0), Some(item.owner.1))?;
     for (key, value) in &item.pax {
-        let name = CString::new(key.strip_prefix("SCHILY.xattr.").unwrap()).unwrap();
+        let Some(name) = key.strip_prefix("SCHILY.xattr.") else { continue };
+        let name = CString::new(name).unwrap();
         match lsetxattr(&path, name.as_c_str(), value, XattrFlags::empty()) {
             // `user.` is for files and directories only.
             Err(rustix::io::Errno::PERM) => {}
@@ -88,7 +91,7 @@ fn create(root: &Path, item: &Item, path: &Path) -> io::Result<()> {
         b'3' => Ok(node(FileType::CharacterDevice)?),
         b'4' => Ok(node(FileType::BlockDevice)?),
         b'6' => Ok(node(FileType::Fifo)?),
-        _ => fs::write(path, &item.data),
+        _ => fs::write(path, item.whole.as_ref().unwrap_or(&item.data)),
     }
 }
 

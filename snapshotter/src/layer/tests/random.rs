@@ -7,7 +7,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use tempfile::TempDir;
 
 use super::{
-    archive::{Item, archive, block_device, char_device, directory, fifo, file, hard_link, symlink},
+    archive::{Item, archive, block_device, char_device, directory, fifo, file, hard_link, sparse, symlink},
     make,
     mounted::Mounted,
     oracle,
@@ -22,7 +22,7 @@ fn path() -> impl Strategy<Value = String> {
 }
 
 fn item() -> impl Strategy<Value = Item> {
-    let kind = (0..12u8, path(), path(), vec(any::<u8>(), 0..2000), 0..300u32);
+    let kind = (0..13u8, path(), path(), vec(any::<u8>(), 0..2000), 0..300u32);
     let attributes = (0..0o10000u32, (0..70_000u32, 0..70_000u32), 0..2_000_000_000u64);
     let xattrs = vec((select(vec!["user.a", "user.b"]), vec(any::<u8>(), 0..40)), 0..3);
     (kind, attributes, xattrs).prop_map(
@@ -34,6 +34,11 @@ fn item() -> impl Strategy<Value = Item> {
                 8 => hard_link(&path, &other),
                 9 => char_device(&path, number, 7),
                 10 => block_device(&path, 8, number * 100),
+                11 => {
+                    let version = ["0.0", "0.1", "1.0"][number as usize % 3];
+                    let at = (number as usize / 3 % 7) * 512;
+                    sparse(&path, version, &[(at, &data)], at + data.len())
+                }
                 _ => fifo(&path),
             };
             let item = Item { mode, owner, mtime, ..item };

@@ -48,7 +48,7 @@ pub(super) fn change(
 
 /// Whether containerd would set the attribute: it leaves out `trusted.`, and what Linux would not set.
 fn is_kept(kind: &NodeKind, name: &[u8]) -> bool {
-    let of_content = matches!(kind, NodeKind::Directory | NodeKind::File(_));
+    let of_content = matches!(kind, NodeKind::Directory | NodeKind::File(_) | NodeKind::Sparse(_));
     match name {
         b"system.posix_acl_access" => !matches!(kind, NodeKind::Symlink(_)),
         b"system.posix_acl_default" => *kind == NodeKind::Directory,

@@ -13,7 +13,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use super::{
-    entry::{Attributes, Device, Entry, EntryKind, Extent},
+    entry::{Attributes, Device, Entry, EntryKind, Extent, Sparse},
     refusal::{Refusal, shown},
 };
 
@@ -29,7 +29,7 @@ const CAPABILITY_XATTR: &[u8] = b"security.capability";
 
 /// More names are refused; a layer of a million files is a large one.
 const MAX_NAMES: usize = 4 * 1024 * 1024;
-/// More bytes of names, link targets and extended attributes together are refused.
+/// More bytes of names, link targets, extended attributes and maps of sparse files together are refused.
 const MAX_TEXT_LEN: usize = 256 * 1024 * 1024;
 
 /// A file tree.
@@ -39,7 +39,7 @@ pub(super) struct Tree {
     nodes: Vec<Node>,
     /// How many names were ever given.
     names: usize,
-    /// How many bytes of names, link targets and extended attributes were ever taken.
+    /// How many bytes of names, link targets, extended attributes and maps of sparse files were ever taken.
     text_len: usize,
 }
 
@@ -61,6 +61,7 @@ pub(super) struct Node {
 pub(super) enum NodeKind {
     Directory,
     File(Extent),
+    Sparse(Sparse),
     Symlink(Vec<u8>),
     CharDevice(Device),
     BlockDevice(Device),
@@ -159,6 +160,10 @@ impl Tree {
                 NodeKind::Symlink(target)
             }
             EntryKind::File(extent) => NodeKind::File(extent),
+            EntryKind::Sparse(sparse) => {
+                self.take_text(sparse.chunks.len() * size_of::<u64>())?;
+                NodeKind::Sparse(sparse)
+            }
             EntryKind::CharDevice(device) => NodeKind::CharDevice(device),
             EntryKind::BlockDevice(device) => NodeKind::BlockDevice(device),
             EntryKind::Fifo => NodeKind::Fifo,
@@ -241,7 +246,7 @@ impl Tree {
         self.text_len += len;
         if self.text_len > MAX_TEXT_LEN {
             return Err(Refusal::TooLarge(
-                "it has more than 256 MiB of names, links and extended attributes",
+                "it has more than 256 MiB of names, links, extended attributes and maps of sparse files",
             ));
         }
         Ok(())
