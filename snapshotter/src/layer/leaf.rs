@@ -6,7 +6,10 @@ use darter_peer::{
     digest::{LeafDigest, leaf_digest},
     layer::LeafEntry,
 };
-use zstd::bulk::{Compressor, Decompressor};
+use zstd::{
+    bulk::{Compressor, Decompressor},
+    zstd_safe::compress_bound,
+};
 
 /// Level 3 leaves of real layers take together 0.93 of the gzip blob, level 1 leaves 1.02.
 const ZSTD_LEVEL: i32 = 3;
@@ -25,6 +28,8 @@ pub struct LeafError {
 /// Compresses leaves one after another.
 pub(super) struct Encoder {
     zstd: Compressor<'static>,
+    /// Kept from leaf to leaf, since a frame's length is not known before.
+    frame: Vec<u8>,
 }
 
 /// A leaf on its way to the sink.
@@ -38,12 +43,14 @@ pub(super) struct EncodedLeaf {
 
 impl Encoder {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { zstd: Compressor::new(ZSTD_LEVEL)? })
+        Ok(Self { zstd: Compressor::new(ZSTD_LEVEL)?, frame: Vec::new() })
     }
 
     pub(super) fn encode(&mut self, raw: Vec<u8>) -> io::Result<EncodedLeaf> {
-        let frame = self.zstd.compress(&raw)?;
-        let frame = (frame.len() + raw.len() / LEAST_SAVING < raw.len()).then_some(frame);
+        self.frame.clear();
+        self.frame.reserve(compress_bound(raw.len()));
+        let len = self.zstd.compress_to_buffer(&raw, &mut self.frame)?;
+        let frame = (len + raw.len() / LEAST_SAVING < raw.len()).then(|| self.frame.clone());
         let digest = leaf_digest(frame.as_ref().unwrap_or(&raw));
         Ok(EncodedLeaf { raw, frame, digest })
     }

@@ -1,37 +1,64 @@
 //! Makes a layer in one pass over its blob.
 
-use std::{cell::Cell, io::Read, num::NonZero, thread};
+use std::{
+    cell::Cell,
+    io::{self, Read},
+    num::NonZero,
+    sync::{
+        Arc, Weak,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::{self, Builder},
+};
 
 use darter_peer::{LayerMaker, LeafSink, LeafTable, MadeLayer, MakeError};
+use parking_lot::Mutex;
 
 use super::{
     cut::Cutter,
     decompress::RawTar,
     erofs,
-    pipeline::{Pipeline, Stopped, StoredLeaves},
+    pipeline::{Pipeline, Stopped},
+    pool::Pool,
     tar,
     tree::Tree,
 };
 
-/// How much of the raw tar is handled at once, in bytes.
-const BUFFER_LEN: usize = 128 * 1024;
+/// How much of the raw tar is handed on at once, in bytes.
+const PART_LEN: usize = 256 * 1024;
+/// How many such parts wait to be cut.
+const PARTS_AHEAD: usize = 4;
 
-/// More compressing threads than this would wait for the one that inflates.
-const MAX_WORKERS: usize = 4;
+/// More compressing threads than this would wait for those that inflate, and each holds leaves in memory.
+const MAX_WORKERS: usize = 8;
 
 /// Makes layers out of blobs: gzip, zstd or uncompressed tars.
 ///
-/// Takes some 30 MiB for a layer, and what its index needs (up to 128 MiB more if zstd's window is that large).
+/// One thread inflates, one follows the tar and cuts it, one stores the leaves; compressing them is done by threads that
+/// all layers share. A layer takes some 50 MiB, and what its index needs (up to 128 MiB more if zstd's window is that
+/// large).
 #[derive(Debug, Clone)]
 pub struct Maker {
     workers: usize,
+    /// Lives while layers are being made.
+    pool: Arc<Mutex<Weak<Pool>>>,
 }
 
 impl Maker {
-    /// A maker that compresses on as many threads as there are cores, four at most.
+    /// A maker that compresses on as many threads as there are cores, eight at most.
     pub fn new() -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        Self { workers: cores.min(MAX_WORKERS) }
+        Self { workers: cores.min(MAX_WORKERS), pool: Arc::default() }
+    }
+
+    fn pool(&self) -> io::Result<Arc<Pool>> {
+        let mut shared = self.pool.lock();
+        if let Some(pool) = shared.upgrade() {
+            return Ok(pool);
+        }
+        let pool = Arc::new(Pool::start(self.workers)?);
+        *shared = Arc::downgrade(&pool);
+        Ok(pool)
     }
 }
 
@@ -45,55 +72,74 @@ impl LayerMaker for Maker {
     fn make(&self, blob: &mut dyn Read, leaves: &mut dyn LeafSink) -> Result<MadeLayer, MakeError> {
         let blob_failed = Cell::new(false);
         let raw = RawTar::new(blob, &blob_failed)?;
+        let pool = self.pool()?;
         thread::scope(|scope| {
-            let pipeline = Pipeline::start(scope, self.workers, leaves)?;
-            match follow(raw, &pipeline)? {
-                Followed::Whole { tree, raw_len } => finish(&tree, raw_len, pipeline.finish()?),
-                Followed::Stopped => {
-                    pipeline.finish()?;
-                    Err(MakeError::Io(std::io::Error::other("the leaves were not stored")))
-                }
-            }
+            let pipeline = Pipeline::start(scope, pool, leaves)?;
+            let (parts, coming) = sync_channel(PARTS_AHEAD);
+            let (used, spare) = sync_channel(PARTS_AHEAD);
+            let follow = move || follow(&coming, &used, pipeline);
+            let following = Builder::new().name("layer-cut".into()).spawn_scoped(scope, follow)?;
+            let inflated = inflate(raw, &spare, parts);
+            let followed = following.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            // What was made of a tar that stops in the middle does not count.
+            inflated.and(followed)
         })
     }
 }
 
-/// How far the raw tar was followed.
-enum Followed {
-    /// To its end.
-    Whole { tree: Tree, raw_len: u64 },
-    /// Until the leaves could no longer be stored.
-    Stopped,
+/// Some bytes of the raw tar, at the front of the buffer.
+struct Part {
+    buffer: Vec<u8>,
+    len: usize,
 }
 
-/// Reads the raw tar to its end, builds its tree, and hands its leaves to the pipeline.
-fn follow(mut raw: RawTar<'_>, pipeline: &Pipeline<'_>) -> Result<Followed, MakeError> {
+/// Reads the raw tar to its end, or until nobody wants it any more.
+fn inflate(mut raw: RawTar<'_>, spare: &Receiver<Vec<u8>>, parts: SyncSender<Part>) -> Result<(), MakeError> {
+    loop {
+        let mut buffer = spare.try_recv().unwrap_or_else(|_| vec![0; PART_LEN]);
+        let len = raw.read(&mut buffer)?;
+        if len == 0 || parts.send(Part { buffer, len }).is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// Builds the tree of a raw tar and hands its leaves to the pipeline.
+fn follow(
+    parts: &Receiver<Part>,
+    used: &SyncSender<Vec<u8>>,
+    pipeline: Pipeline<'_>,
+) -> Result<MadeLayer, MakeError> {
     let mut headers = tar::Reader::default();
     let mut tree = Tree::default();
     let mut cutter = Cutter::default();
-    let mut buffer = vec![0; BUFFER_LEN];
-    loop {
-        let len = raw.read(&mut buffer)?;
-        let Some(bytes) = buffer.get(..len).filter(|bytes| !bytes.is_empty()) else { break };
+    for Part { buffer, len } in parts {
+        let bytes = buffer.get(..len).unwrap_or_default();
         headers.feed(bytes, &mut |entry| tree.apply(entry))?;
         cutter.push(bytes);
         while let Some(leaf) = cutter.next_leaf() {
             if let Err(Stopped) = pipeline.push(leaf) {
-                return Ok(Followed::Stopped);
+                return Err(why_stopped(pipeline));
             }
         }
+        // Full if the other thread has ended, or had to make one because this one was late.
+        used.try_send(buffer).ok();
     }
     let raw_len = headers.finish()?;
     for leaf in cutter.finish() {
         if let Err(Stopped) = pipeline.push(leaf) {
-            return Ok(Followed::Stopped);
+            return Err(why_stopped(pipeline));
         }
     }
-    Ok(Followed::Whole { tree, raw_len })
+    let leaves = pipeline.finish()?;
+    let table = LeafTable::new(leaves.entries).map_err(|err| MakeError::Refused(err.to_string()))?;
+    let index = erofs::write(&tree, raw_len)?;
+    Ok(MadeLayer { diff_id: leaves.diff_id, raw_len, index, table })
 }
 
-fn finish(tree: &Tree, raw_len: u64, leaves: StoredLeaves) -> Result<MadeLayer, MakeError> {
-    let table = LeafTable::new(leaves.entries).map_err(|err| MakeError::Refused(err.to_string()))?;
-    let index = erofs::write(tree, raw_len)?;
-    Ok(MadeLayer { diff_id: leaves.diff_id, raw_len, index, table })
+fn why_stopped(pipeline: Pipeline<'_>) -> MakeError {
+    match pipeline.finish() {
+        Err(error) => MakeError::Io(error),
+        Ok(_) => MakeError::Io(io::Error::other("the leaves were not stored")),
+    }
 }

@@ -1,4 +1,4 @@
-//! Compresses leaves on several threads and hands them on in order, with a bounded number of them in memory.
+//! Takes leaves through compression and hands them on in order, with a bounded number of them in memory.
 
 use std::{
     io,
@@ -10,15 +10,14 @@ use std::{
 };
 
 use darter_peer::{Digest, LeafSink, digest::Algorithm, layer::LeafEntry};
-use parking_lot::Mutex;
 
-use super::leaf::{EncodedLeaf, Encoder};
+use super::{leaf::EncodedLeaf, pool::Pool};
 
-/// Threads that compress leaves, and one that stores them.
+/// One layer's leaves on their way: a shared pool compresses them, and a thread stores them.
 ///
-/// Dropping it stops the threads.
+/// Dropping it stops the thread.
 pub(super) struct Pipeline<'scope> {
-    jobs: SyncSender<Job>,
+    pool: Arc<Pool>,
     /// Each leaf's result to come, in the order of the leaves.
     order: SyncSender<Receiver<io::Result<EncodedLeaf>>>,
     store: ScopedJoinHandle<'scope, io::Result<StoredLeaves>>,
@@ -35,55 +34,30 @@ pub(super) struct StoredLeaves {
 #[derive(Debug)]
 pub(super) struct Stopped;
 
-struct Job {
-    raw: Vec<u8>,
-    done: SyncSender<io::Result<EncodedLeaf>>,
-}
-
 impl<'scope> Pipeline<'scope> {
-    /// Starts `workers` compressing threads and the storing one.
+    /// Starts the storing thread.
     pub(super) fn start<'env: 'scope>(
         scope: &'scope Scope<'scope, 'env>,
-        workers: usize,
+        pool: Arc<Pool>,
         sink: &'scope mut dyn LeafSink,
     ) -> io::Result<Self> {
-        let (jobs, waiting) = sync_channel(workers);
-        let waiting = Arc::new(Mutex::new(waiting));
-        for _ in 0..workers {
-            let waiting = waiting.clone();
-            let mut encoder = Encoder::new()?;
-            Builder::new()
-                .name("layer-compress".into())
-                .spawn_scoped(scope, move || compress(&waiting, &mut encoder))?;
-        }
-        let (order, results) = sync_channel(2 * workers);
+        let (order, results) = sync_channel(2 * pool.workers());
         let store =
             Builder::new().name("layer-store".into()).spawn_scoped(scope, move || store(results, sink))?;
-        Ok(Self { jobs, order, store })
+        Ok(Self { pool, order, store })
     }
 
     /// Hands over the next leaf; waits while too many are under way.
     pub(super) fn push(&self, raw: Vec<u8>) -> Result<(), Stopped> {
         let (done, result) = sync_channel(1);
         self.order.send(result).map_err(|_| Stopped)?;
-        self.jobs.send(Job { raw, done }).map_err(|_| Stopped)
+        self.pool.encode(raw, done).map_err(|_| Stopped)
     }
 
     /// Waits until the last leaf is stored.
     pub(super) fn finish(self) -> io::Result<StoredLeaves> {
-        drop((self.jobs, self.order));
+        drop(self.order);
         self.store.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-fn compress(jobs: &Mutex<Receiver<Job>>, encoder: &mut Encoder) {
-    loop {
-        let job = jobs.lock().recv();
-        let Ok(Job { raw, done }) = job else { return };
-        // The storing thread may have failed meanwhile; then nobody wants the leaf, nor any other.
-        if done.send(encoder.encode(raw)).is_err() {
-            return;
-        }
     }
 }
 
