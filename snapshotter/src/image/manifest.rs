@@ -9,6 +9,17 @@ use serde::Deserialize;
 /// Most layers of an image; overlayfs takes 500.
 const MAX_LAYERS: usize = 500;
 
+/// What a registry must have and containerd unpacks as a tar (OCI image specification, `layer.md`; Docker image manifest
+/// version 2, schema 2). Types of foreign and of encrypted layers are not among them.
+const LAYER_TYPES: [&str; 6] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+];
+
 /// A manifest, or an index that leads to one.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Document {
@@ -23,6 +34,8 @@ pub(crate) struct Manifest {
     pub(crate) config: Digest,
     /// The layers' blobs, lowest first.
     pub(crate) layers: Vec<Digest>,
+    /// The media type of the first layer that has none of [`LAYER_TYPES`].
+    other_type: Option<String>,
 }
 
 /// One layer of an image.
@@ -42,7 +55,9 @@ struct RawDocument {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RawDescriptor {
+    media_type: Option<String>,
     digest: Digest,
     platform: Option<RawPlatform>,
 }
@@ -71,8 +86,11 @@ impl Document {
             serde_json::from_slice(json).map_err(|err| format!("not a manifest: {err}"))?;
         match (raw.config, raw.layers, raw.manifests) {
             (Some(config), Some(layers), None) => {
+                let types = layers.iter().map(|layer| layer.media_type.as_deref().unwrap_or_default());
+                let other_type =
+                    types.into_iter().find(|name| !LAYER_TYPES.contains(name)).map(str::to_owned);
                 let layers = layers.into_iter().map(|layer| layer.digest).collect();
-                Ok(Self::Manifest(Manifest { config: config.digest, layers }))
+                Ok(Self::Manifest(Manifest { config: config.digest, layers, other_type }))
             }
             (None, None, Some(manifests)) => {
                 let mine = manifests
@@ -91,6 +109,9 @@ impl Document {
 impl Manifest {
     /// The layers, lowest first, with what the image's config says of them.
     pub(crate) fn layers(&self, config: &[u8]) -> Result<Vec<ImageLayer>, String> {
+        if let Some(other) = &self.other_type {
+            return Err(format!("a layer has the media type {other:?}, which is left to containerd"));
+        }
         let config: RawConfig =
             serde_json::from_slice(config).map_err(|err| format!("not an image config: {err}"))?;
         let diff_ids = config.rootfs.diff_ids;
@@ -155,9 +176,33 @@ mod tests {
     }
 
     #[test]
+    fn layers_of_other_types_are_left_to_containerd() {
+        let digest = Digest::sha256(b"layer");
+        let config = format!(r#"{{"rootfs":{{"diff_ids":["{digest}"]}}}}"#);
+        let layers = |media_type: &str| {
+            let layer = format!(r#"{{"mediaType":"{media_type}","digest":"{digest}"}}"#);
+            let json = format!(r#"{{"config":{{"digest":"{digest}"}},"layers":[{layer}]}}"#);
+            let Document::Manifest(manifest) = Document::parse(json.as_bytes()).unwrap() else { panic!() };
+            manifest.layers(config.as_bytes())
+        };
+        for taken in LAYER_TYPES {
+            assert_eq!(layers(taken).unwrap().len(), 1, "{taken}");
+        }
+        for other in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "application/vnd.oci.image.layer.v1.tar+gzip+encrypted",
+            "application/vnd.erofs.layer.v1",
+            "",
+        ] {
+            assert!(layers(other).unwrap_err().contains(other), "{other}");
+        }
+    }
+
+    #[test]
     fn chain_ids_are_those_of_the_specification() {
         let [config, a, b] = [b"c", b"a", b"b"].map(|bytes| Digest::sha256(bytes));
-        let manifest = Manifest { config, layers: vec![a.clone(), b.clone()] };
+        let manifest = Manifest { config, layers: vec![a.clone(), b.clone()], other_type: None };
         let layers =
             manifest.layers(format!(r#"{{"rootfs":{{"diff_ids":["{b}","{a}"]}}}}"#).as_bytes()).unwrap();
         let [first, second] = layers.try_into().unwrap();

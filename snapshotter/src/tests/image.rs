@@ -25,8 +25,11 @@ impl Image {
         let diff_ids = layers.iter().map(|layer| format!("\"{}\"", layer.descriptor.diff_id)).collect();
         let config =
             peer.put_document(&format!(r#"{{"rootfs":{{"type":"layers","diff_ids":{}}}}}"#, list(diff_ids)));
-        let blobs =
-            layers.iter().map(|layer| format!("{{\"digest\":\"{}\"}}", layer.descriptor.blob)).collect();
+        let blob = |layer: &OpenLayer| {
+            let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+            format!(r#"{{"mediaType":"{media_type}","digest":"{}"}}"#, layer.descriptor.blob)
+        };
+        let blobs = layers.iter().map(blob).collect();
         let manifest =
             peer.put_document(&format!(r#"{{"config":{{"digest":"{config}"}},"layers":{}}}"#, list(blobs)));
         let mut chain: Vec<Digest> = Vec::new();
