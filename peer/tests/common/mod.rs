@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use darter_peer::{Class, Config, Content, Digest, Peer, TaskError, TaskId, Want, origin::Source};
+use darter_peer::{
+    Class, Config, Content, Digest, LayerMaker, Peer, TaskError, TaskId, Want, origin::Source,
+};
 use darter_service::Registry;
 use futures_util::TryStreamExt;
 use tempfile::TempDir;
@@ -147,6 +149,15 @@ impl Node {
     }
 
     pub(crate) async fn start_in(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::start_making(dir, None, change).await
+    }
+
+    /// A peer that makes layers like this.
+    pub(crate) async fn start_making(
+        dir: TempDir,
+        maker: Option<Arc<dyn LayerMaker>>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config::default();
         config.origin.allow = vec!["127.0.0.0/8".parse().unwrap()];
         config.store.dir = dir.path().join("store");
@@ -155,7 +166,7 @@ impl Node {
         config.stall_timeout = Duration::from_secs(20);
         change(&mut config);
         let stop = CancellationToken::new();
-        let peer = Peer::start(config, None, &mut Registry::default(), stop.clone()).await.unwrap();
+        let peer = Peer::start(config, maker, &mut Registry::default(), stop.clone()).await.unwrap();
         Self { peer, dir, stop }
     }
 
