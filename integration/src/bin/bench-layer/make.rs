@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use darter_peer::{
-    Digest, LayerMaker, LeafSink, MadeLayer,
+    LayerMaker, LeafSink, MadeLayer,
     digest::{Algorithm, Hasher, leaf_digest},
 };
 use darter_snapshotter::layer::Maker;
@@ -37,11 +37,10 @@ pub(crate) fn all(blobs: &[PathBuf]) -> Result<()> {
 fn make(maker: &Maker, blob: &Path) -> Result<u64> {
     let mut blob = Blob { file: File::open(blob)?, hasher: Algorithm::Sha256.hasher() };
     let mut leaves = Leaves(unnamed_file()?);
-    let MadeLayer { diff_id, raw_len, index, table } = maker.make(&mut blob, &mut leaves)?;
+    let MadeLayer { raw_len, table, .. } = maker.make(&mut blob, &mut leaves)?;
     leaves.0.sync_data()?;
     ensure!(table.raw_len() == raw_len, "the table is of another layer");
-    let digests = [blob.hasher.finish(), diff_id, Digest::blake3(&index), table.root()];
-    eprintln!("{} MB raw, index of {} KB, {digests:?}", raw_len / 1_000_000, index.len() / 1000);
+    std::hint::black_box(blob.hasher.finish());
     Ok(table.stored_len())
 }
 
