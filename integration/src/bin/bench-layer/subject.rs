@@ -77,9 +77,9 @@ impl Subject {
         Ok(vec![
             shell("gzip -dc", "gzip -dc \"$1\" >/dev/null"),
             shell("gzip -dc | tar x", &unpack),
-            make("make, gzip", &[gzip.clone()]),
+            make("make, gzip", std::slice::from_ref(&gzip)),
             make("make, zstd", &[zstd]),
-            make("make, plain", &[self.raw.clone()]),
+            make("make, plain", std::slice::from_ref(&self.raw)),
             make("make, layers at once", &self.layers),
         ])
     }
