@@ -95,7 +95,7 @@ mod tests {
         let digest = |text: &str| Digest::sha256(text.as_bytes());
         let repository = Repository { registry: "r".into(), name: "n".into() };
         let reference = LayerRef { repository, blob: digest("blob"), diff_id: digest("diff") };
-        let lazy = Lazy { target: digest("chain").to_string(), layer: reference.clone() };
+        let lazy = Lazy { target: digest("chain").to_string(), layer: reference.clone(), implies: false };
         let layer = LayerStatus { reference, raw_len: 100, raw_held: 40, mounted: true };
         let snapshots =
             [record(1, "", "one", Some(lazy), None), record(2, "1", "two", None, Some("it is odd"))];
