@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test simulate bench-lazy bench-layer clean-up
+.PHONY: setup build demo test simulate bench-lazy bench-layer bench-proxy clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -34,6 +34,11 @@ simulate:
 # How fast a layer is made, next to gzip -dc and tar x. Writes target/bench/layer.json.
 bench-layer: build
 	target/debug/bench-layer
+
+# The proxy against nginx as a caching proxy (installed here if it is missing) and against the registry itself.
+bench-proxy: build
+	@integration/setup.sh nginx:nginx-light
+	DARTER_LOG=info target/debug/bench-proxy
 
 # Removes what tests and demos have left that were killed hard; the next one does so too.
 clean-up: build

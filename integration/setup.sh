@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes this machine able to build Darter, test it and run the demo: installs what is missing from Debian's packages
 # and checks the rest. Starts no service, changes nothing that is there already, says nothing if nothing is missing.
+# Arguments name what else is needed, as PROGRAM:PACKAGE.
 set -euo pipefail
 
 readonly KERNEL_MIN=6.12
@@ -22,7 +23,7 @@ fail() {
 
 missing_packages() {
   local entry
-  for entry in "${NEEDED[@]}"; do
+  for entry in "${NEEDED[@]}" "$@"; do
     PATH=$DEBIAN_PATH command -v "${entry%%:*}" >/dev/null || echo "${entry##*:}"
   done
   for entry in "${NEEDED_FILES[@]}"; do
@@ -91,7 +92,7 @@ main() {
   command -v apt-get >/dev/null || fail "apt-get is missing: Debian 12 or later is needed."
   check_kernel
   local missing
-  mapfile -t missing < <(missing_packages)
+  mapfile -t missing < <(missing_packages "$@")
   if ((${#missing[@]})); then install_packages "${missing[@]}"; fi
   check_rust
 }

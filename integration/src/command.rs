@@ -26,6 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 pub struct Command {
     program: OsString,
     args: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
     lab: Lab,
 }
 
@@ -47,7 +48,7 @@ pub struct Output {
 impl Command {
     /// `program` is one of Debian's, or a path.
     pub fn new(lab: &Lab, program: impl Into<OsString>) -> Self {
-        Self { program: program.into(), args: Vec::new(), lab: lab.clone() }
+        Self { program: program.into(), args: Vec::new(), environment: Vec::new(), lab: lab.clone() }
     }
 
     /// Adds one argument.
@@ -62,6 +63,12 @@ impl Command {
         self
     }
 
+    /// Sets an environment variable; nothing but PATH and HOME is set otherwise.
+    pub fn env(mut self, key: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((key.into(), value.into()));
+        self
+    }
+
     /// Runs it; an exit status other than 0 is an error that quotes what it printed.
     pub async fn run(self) -> Result<Output> {
         let started = Instant::now();
@@ -70,6 +77,7 @@ impl Command {
             .env_clear()
             .envs([("PATH", DEBIAN_PATH), (MARK, self.lab.name())])
             .env("HOME", self.lab.dir())
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

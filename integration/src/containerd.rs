@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    Image, ImageRef, Lab, Process, Program, RootFs,
+    Image, ImageRef, Lab, Process, Program, RootFs, Runtime,
     command::{Command, Output},
     digest,
     wait::until,
@@ -26,6 +26,7 @@ pub struct Containerd {
     lab: Lab,
     dir: PathBuf,
     socket: PathBuf,
+    runtime: Runtime,
     /// The program itself.
     pub process: Process,
 }
@@ -49,14 +50,28 @@ impl Containerd {
         name: &str,
         snapshotter: Option<(&str, &Path)>,
     ) -> Result<Self> {
+        let config = config(&lab.subdir(name)?, snapshotter);
+        Self::start_as(lab, name, Runtime::installed(), &config).await
+    }
+
+    /// Starts one of any version with a configuration of its own: see [`Self::place`].
+    pub async fn start_as(lab: &Lab, name: &str, runtime: Runtime, config: &str) -> Result<Self> {
         let dir = lab.subdir(name)?;
-        let config = lab.write(&format!("{name}/containerd.toml"), &config(&dir, snapshotter))?;
+        let config = lab.write(&format!("{name}/containerd.toml"), config)?;
         let program = Program::new(format!("{name}-containerd"), "containerd").arg("--config").arg(config);
-        let process = Process::start(lab, program)?;
+        let process = Process::start(lab, program.env("PATH", runtime.path()))?;
         let socket = dir.join("containerd.sock");
-        let mut containerd = Self { name: name.to_owned(), lab: lab.clone(), dir, socket, process };
+        let mut containerd = Self { name: name.to_owned(), lab: lab.clone(), dir, socket, runtime, process };
         containerd.until_ready().await?;
         Ok(containerd)
+    }
+
+    /// The keys of a configuration that say where the containerd `name` of a lab keeps everything. They go before all
+    /// tables.
+    pub fn place(lab: &Lab, name: &str) -> String {
+        let dir = lab.dir().join(name);
+        let dir = dir.display();
+        format!("root = \"{dir}/root\"\nstate = \"{dir}/state\"\ngrpc.address = \"{dir}/containerd.sock\"\n")
     }
 
     /// Where it runs.
@@ -231,7 +246,7 @@ impl Containerd {
 
     /// `ctr` on this containerd and namespace, with arguments to be added.
     pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
-        let command = Command::new(&self.lab, "ctr").arg("--address").arg(&self.socket);
+        let command = self.runtime.command(&self.lab, "ctr").arg("--address").arg(&self.socket);
         command.args(["--namespace", self.namespace()]).args(args)
     }
 

@@ -79,7 +79,11 @@ impl Manager {
     pub async fn start(lab: &Lab) -> Result<Self> {
         let (grpc, rest, admin) = (free_address()?, free_address()?, free_address()?);
         let config = config::manager(grpc, rest, admin, &lab.subdir("manager")?);
-        Ok(Self { grpc, rest, service: Service::start(lab, "manager", "manager", &config, admin).await? })
+        Ok(Self {
+            grpc,
+            rest,
+            service: Service::start(lab, "manager", "manager", &config, admin, &[]).await?,
+        })
     }
 }
 
@@ -90,7 +94,7 @@ impl Scheduler {
     pub async fn start(lab: &Lab, manager: Option<SocketAddr>) -> Result<Self> {
         let (grpc, admin) = (free_address()?, free_address()?);
         let config = config::scheduler(grpc, admin, manager);
-        Ok(Self { grpc, service: Service::start(lab, "scheduler", "scheduler", &config, admin).await? })
+        Ok(Self { grpc, service: Service::start(lab, "scheduler", "scheduler", &config, admin, &[]).await? })
     }
 }
 
@@ -99,15 +103,26 @@ impl Scheduler {
 impl Peer {
     /// Starts a peer and waits until it is ready.
     pub async fn start(lab: &Lab, name: &str, around: &Surroundings) -> Result<Self> {
-        Self::start_as(lab, name, around, false).await
+        Self::start_as(lab, name, around, false, &[]).await
+    }
+
+    /// Starts a peer that trusts this certificate authority instead of the system's.
+    pub async fn start_trusting(lab: &Lab, name: &str, around: &Surroundings, ca: &Path) -> Result<Self> {
+        Self::start_as(lab, name, around, false, &[("SSL_CERT_FILE", ca)]).await
     }
 
     /// Starts a seed peer and waits until it is ready.
     pub async fn start_seed(lab: &Lab, name: &str, around: &Surroundings) -> Result<Self> {
-        Self::start_as(lab, name, around, true).await
+        Self::start_as(lab, name, around, true, &[]).await
     }
 
-    async fn start_as(lab: &Lab, name: &str, around: &Surroundings, seed: bool) -> Result<Self> {
+    async fn start_as(
+        lab: &Lab,
+        name: &str,
+        around: &Surroundings,
+        seed: bool,
+        environment: &[(&str, &Path)],
+    ) -> Result<Self> {
         let (transfer, proxy, admin) = (free_address()?, free_address()?, free_address()?);
         let link = if around.links { Some(Throttle::to(transfer).await?) } else { None };
         let advertise = link.as_ref().map_or(transfer, |link| link.address);
@@ -119,7 +134,7 @@ impl Peer {
             proxy,
             snapshotter: config::snapshotter_socket(&dir),
             control: config::control_socket(&dir),
-            service: Service::start(lab, "peer", name, &config, admin).await?,
+            service: Service::start(lab, "peer", name, &config, admin, environment).await?,
         })
     }
 
@@ -165,10 +180,19 @@ impl Peer {
 // === impl Service ===
 
 impl Service {
-    async fn start(lab: &Lab, role: &str, name: &str, config: &str, admin: SocketAddr) -> Result<Self> {
+    async fn start(
+        lab: &Lab,
+        role: &str,
+        name: &str,
+        config: &str,
+        admin: SocketAddr,
+        environment: &[(&str, &Path)],
+    ) -> Result<Self> {
         let config = lab.write(&format!("{name}/darter.toml"), config)?;
         let program = Program::new(name, target::darter()?).arg(role).arg("--config").arg(config);
-        let process = Process::start(lab, program.env("RUST_BACKTRACE", "1"))?;
+        let program =
+            environment.iter().fold(program.env("RUST_BACKTRACE", "1"), |p, (key, value)| p.env(key, value));
+        let process = Process::start(lab, program)?;
         let mut service = Self { admin, process };
         service.until_ready().await?;
         Ok(service)

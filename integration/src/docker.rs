@@ -1,11 +1,11 @@
 //! A dockerd of a test's own. The machine's Docker is never touched.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use crate::{
-    Lab, Process, Program,
+    Lab, Process, Program, Runtime,
     command::{Command, Output},
 };
 
@@ -14,6 +14,7 @@ use crate::{
 pub struct Docker {
     lab: Lab,
     socket: PathBuf,
+    runtime: Runtime,
     /// The program itself.
     pub process: Process,
 }
@@ -23,9 +24,19 @@ pub struct Docker {
 impl Docker {
     /// Starts a dockerd that pulls from `mirror` what it would pull from Docker's own registry.
     pub async fn start(lab: &Lab, mirror: &str) -> Result<Self> {
+        let config = serde_json::json!({ "registry-mirrors": [mirror] });
+        Self::start_as(lab, Runtime::installed(), config, None).await
+    }
+
+    /// Starts a dockerd of any version with a configuration of its own, on a containerd of its own or on this one.
+    pub async fn start_as(
+        lab: &Lab,
+        runtime: Runtime,
+        mut config: serde_json::Value,
+        containerd: Option<&Path>,
+    ) -> Result<Self> {
         let dir = lab.subdir("docker")?;
-        let mut config = serde_json::json!({
-            "registry-mirrors": [mirror],
+        let place = serde_json::json!({
             "cgroup-parent": format!("/{}", lab.name()),
             "data-root": dir.join("data"),
             "exec-root": dir.join("exec"),
@@ -34,14 +45,20 @@ impl Docker {
             "iptables": false,
             "ip6tables": false,
         });
-        if let (Some(path), Some(options)) = (key_path(lab).await?, config.as_object_mut()) {
-            options.insert("deprecated-key-path".to_owned(), path.display().to_string().into());
+        if let (Some(config), Some(place)) = (config.as_object_mut(), place.as_object()) {
+            config.extend(place.clone());
+            let key = key_path(lab, &runtime).await?.map(|path| path.display().to_string().into());
+            config.extend(key.map(|path| ("deprecated-key-path".to_owned(), path)));
         }
         let config = lab.write("docker/daemon.json", &config.to_string())?;
         let socket = dir.join("docker.sock");
         let program = Program::new("dockerd", "dockerd").arg("--config-file").arg(config);
-        let process = Process::start(lab, program.arg("--host").arg(format!("unix://{}", socket.display())))?;
-        let mut docker = Self { lab: lab.clone(), socket, process };
+        let program = program.arg("--host").arg(format!("unix://{}", socket.display()));
+        let program = containerd
+            .iter()
+            .fold(program, |program, containerd| program.arg("--containerd").arg(containerd));
+        let process = Process::start(lab, program.env("PATH", runtime.path()))?;
+        let mut docker = Self { lab: lab.clone(), socket, runtime, process };
         docker.process.until_log("API listen on").await?;
         Ok(docker)
     }
@@ -58,13 +75,13 @@ impl Docker {
 
     /// `docker` on this dockerd, with arguments to be added.
     pub fn docker<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
-        let command = Command::new(&self.lab, "docker").arg("--host");
+        let command = self.runtime.command(&self.lab, "docker").arg("--host");
         command.arg(format!("unix://{}", self.socket.display())).args(args)
     }
 }
 
 /// Docker 20, Debian 12's, puts a key into /etc/docker if it is not told another path; later ones know no such option.
-async fn key_path(lab: &Lab) -> Result<Option<PathBuf>> {
-    let version = Command::new(lab, "dockerd").arg("--version").run().await?.stdout;
-    Ok(version.contains(" 20.").then(|| lab.dir().join("docker/key.json")))
+async fn key_path(lab: &Lab, runtime: &Runtime) -> Result<Option<PathBuf>> {
+    let version = runtime.version(lab, "dockerd").await?;
+    Ok(version.starts_with("20.").then(|| lab.dir().join("docker/key.json")))
 }

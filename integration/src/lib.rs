@@ -32,6 +32,7 @@ pub mod machine;
 pub mod process;
 pub mod registry;
 pub mod rootfs;
+pub mod runtime;
 pub mod table;
 pub mod target;
 pub mod throttle;
@@ -46,5 +47,6 @@ pub use self::{
     process::{Process, Program},
     registry::{ImageRef, Registry},
     rootfs::RootFs,
+    runtime::Runtime,
     throttle::Throttle,
 };

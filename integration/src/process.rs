@@ -64,6 +64,16 @@ fn read_from(log: &Path, start: usize) -> String {
     String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned()
 }
 
+/// User and system time of a process: proc(5), `/proc/pid/stat`, in ticks of 10 ms on Linux.
+fn cpu_time(id: &str) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The command's name, in parentheses, may hold anything. The state follows as the third field.
+    let (_, fields) = stat.rsplit_once(')').context("no command in stat")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+    let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
+    Ok(Duration::from_millis(ticks * 10))
+}
+
 // === impl Program ===
 
 impl Program {
@@ -121,6 +131,13 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// CPU time that it and its children have used so far.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let id = self.id().to_string();
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
+        children.split_whitespace().chain([id.as_str()]).map(cpu_time).sum()
     }
 
     /// What it has printed since it was last started.

@@ -9,7 +9,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use http::{Request, StatusCode, header};
 
-pub use self::traffic::{Sent, Traffic};
+pub use self::{
+    guarded::{Guarded, PrivateCa},
+    tokens::{PASSWORD, TokenServer},
+    traffic::{Sent, Traffic},
+};
 use crate::{
     Image, Lab, Process, Program,
     http::{Body, empty, full, send},
@@ -17,6 +21,8 @@ use crate::{
     process::free_address,
 };
 
+mod guarded;
+mod tokens;
 mod traffic;
 
 /// A registry in a lab. It speaks plain HTTP and has what was pushed to it.
@@ -52,7 +58,7 @@ impl Registry {
     pub async fn start(lab: &Lab) -> Result<Self> {
         let address = free_address()?;
         let data = lab.dir().join("registry/data");
-        let config = lab.write("registry/config.json", &config(&data, address))?;
+        let config = lab.write("registry/config.json", &config(&data, address).to_string())?;
         let program = Program::new("registry", "docker-registry").arg("serve").arg(config);
         let mut process = Process::start(lab, program)?;
         process.until_http(&format!("http://{address}/v2/")).await?;
@@ -130,7 +136,7 @@ impl Registry {
 }
 
 /// docker-registry's configuration is YAML, of which JSON is a part.
-fn config(data: &Path, address: SocketAddr) -> String {
+fn config(data: &Path, address: SocketAddr) -> serde_json::Value {
     serde_json::json!({
         "version": "0.1",
         "log": { "level": "info", "formatter": "json", "accesslog": { "disabled": true } },
@@ -140,7 +146,6 @@ fn config(data: &Path, address: SocketAddr) -> String {
         },
         "http": { "addr": address.to_string() },
     })
-    .to_string()
 }
 
 async fn expect(status: StatusCode, request: Request<Body>) -> Result<crate::http::Answer> {

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    Class, Geometry, TaskError, TaskId,
+    Class, Geometry, StoredFile, TaskError, TaskId,
     metrics::PeerMetrics,
     store::{Entry, Pin},
 };
@@ -186,6 +186,19 @@ impl Content {
     /// Bytes of the stored content that are here already.
     pub fn held_bytes(&self) -> u64 {
         self.shared.entry.borrow().as_ref().map_or(0, |entry| entry.held_bytes())
+    }
+
+    /// The file that the content lies in, if it was here completely when this was opened.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub async fn stored_file(&self) -> Result<Option<StoredFile>, TaskError> {
+        let Some(metrics) = self.shared.local.clone() else { return Ok(None) };
+        let entry = self.entry().await?;
+        if entry.is_unkept() {
+            return Ok(None);
+        }
+        blocking(move || StoredFile::open(entry, metrics)).await.map(Some)
     }
 
     /// Where the bytes came from so far.

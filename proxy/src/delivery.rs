@@ -1,12 +1,12 @@
 //! Sends a content or a part of it, as the conditions and the range in the request ask for.
 
-use std::{ops::Range, pin::Pin};
+use std::{ops::Range, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use darter_peer::{BySource, Content, TaskError};
+use darter_peer::{BySource, Content, StoredFile, TaskError};
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderValue, Method, Response, StatusCode, Version,
     header::{
         ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
     },
@@ -15,8 +15,12 @@ use http::{
 
 use crate::{
     answer::{self, Body, SOURCE},
+    outlet::Outlet,
     range::{Selection, select},
 };
+
+/// Bytes of a stored content that are checked and sent at a time.
+const STRETCH: u64 = 1024 * 1024;
 
 type Bits = Pin<Box<dyn Stream<Item = Result<Bytes, TaskError>> + Send>>;
 
@@ -44,13 +48,20 @@ pub(crate) async fn stream(
     mut outline: Outline,
 ) -> Result<Response<Body>, TaskError> {
     let given = given(&parts.headers, &outline);
+    let stored = stored(parts, content).await?;
     let mut bits: Bits = match &given {
         Given::Selection(Selection::Whole) if outline.len == 0 => {
             content.finished().await?;
             Box::pin(stream::empty())
         }
-        Given::Selection(Selection::Whole) => Box::pin(content.read(0..outline.len)),
-        Given::Selection(Selection::Part(range)) => Box::pin(checked(content, range.clone())),
+        Given::Selection(Selection::Whole) => match stored {
+            Some(stored) => Box::pin(stored.stretches(0..outline.len)),
+            None => Box::pin(content.read(0..outline.len)),
+        },
+        Given::Selection(Selection::Part(range)) => match stored {
+            Some(stored) => Box::pin(stored.stretches(range.clone())),
+            None => Box::pin(checked(content, range.clone())),
+        },
         Given::Selection(Selection::Unsatisfiable) | Given::NotModified => Box::pin(stream::empty()),
     };
     if parts.method == Method::GET {
@@ -61,6 +72,39 @@ pub(crate) async fn stream(
     let mut response = respond(&outline, &parts.method, given, || answer::streamed(bits));
     response.extensions_mut().insert(content.clone());
     Ok(response)
+}
+
+/// A content that is here completely, for a connection that can send it from its file.
+struct Stored {
+    /// All of it; nobody need read them.
+    whole: Bytes,
+    file: Arc<StoredFile>,
+}
+
+async fn stored(parts: &Parts, content: &Content) -> Result<Option<Stored>, TaskError> {
+    // Over HTTP/2 every byte is copied into frames anyway.
+    let outlet = parts.extensions.get::<Outlet>().filter(|_| parts.version <= Version::HTTP_11);
+    let Some(outlet) = outlet.filter(|_| parts.method == Method::GET) else { return Ok(None) };
+    let Some(file) = content.stored_file().await?.filter(|file| !file.is_empty()) else { return Ok(None) };
+    let file = Arc::new(file);
+    let whole = outlet.offer(file.clone()).map_err(|error| TaskError::Local(error.to_string()))?;
+    Ok(Some(Stored { whole, file }))
+}
+
+impl Stored {
+    /// Stretches of the content, each checked before it is given.
+    fn stretches(self, range: Range<u64>) -> impl Stream<Item = Result<Bytes, TaskError>> + Send + use<> {
+        stream::try_unfold((self, range), |(stored, range): (Self, Range<u64>)| async move {
+            if range.is_empty() {
+                return Ok(None);
+            }
+            let stretch = range.start..range.end.min((range.start / STRETCH + 1) * STRETCH);
+            stored.file.check(stretch.clone()).await?;
+            // Within the content, whose length the mapping has.
+            let bytes = stored.whole.slice(index(stretch.start)..index(stretch.end));
+            Ok(Some((bytes, (stored, stretch.end..range.end))))
+        })
+    }
 }
 
 /// Streams a part of a content; its last bytes are kept back until the whole was checked, because what comes straight

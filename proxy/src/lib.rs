@@ -17,6 +17,7 @@ mod forward_proxy;
 mod log;
 mod manifest;
 mod metrics;
+mod outlet;
 mod patience;
 mod proxy;
 mod range;

@@ -23,6 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     AuthorityError, Config,
     metrics::Metrics,
+    outlet::{Connection, Outlet},
     patience::Patience,
     proxy::{Place, Proxy},
     rules::{RuleError, Rules},
@@ -148,11 +149,14 @@ async fn connection(stream: TcpStream, proxy: Arc<Proxy>, watcher: Watcher) {
         Some(tls) if begins_with_tls(&stream).await => Some(tls.clone()),
         _ => None,
     };
+    let outlet = Outlet::default();
+    let stream = Connection::new(stream, outlet.clone());
     let stream = Patience::new(stream, proxy.config.write_timeout);
     let ended = match tls {
-        None => watcher.watch(serving(TokioIo::new(stream), proxy, place)).await,
+        None => watcher.watch(serving(TokioIo::new(stream), proxy, place, Some(outlet))).await,
         Some(tls) => match timeout(HEAD_TIMEOUT, tls.accept(stream)).await {
-            Ok(Ok(stream)) => watcher.watch(serving(TokioIo::new(stream), proxy, place)).await,
+            // What is encrypted has to be read, so nothing is sent straight from a file.
+            Ok(Ok(stream)) => watcher.watch(serving(TokioIo::new(stream), proxy, place, None)).await,
             Ok(Err(error)) => Err(error.into()),
             Err(elapsed) => Err(elapsed.into()),
         },
@@ -165,13 +169,14 @@ pub(crate) async fn exchange<I>(io: I, proxy: Arc<Proxy>, place: Place)
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
-    log_end(serving(io, proxy, place).await);
+    log_end(serving(io, proxy, place, None).await);
 }
 
 fn serving<I>(
     io: I,
     proxy: Arc<Proxy>,
     place: Place,
+    outlet: Option<Outlet>,
 ) -> impl GracefulConnection<Error = Box<dyn std::error::Error + Send + Sync>> + Send
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
@@ -183,8 +188,11 @@ where
         .timer(TokioTimer::new())
         .keep_alive_interval(HEAD_TIMEOUT)
         .max_concurrent_streams(STREAMS);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (proxy, place) = (proxy.clone(), place.clone());
+        if let Some(outlet) = &outlet {
+            request.extensions_mut().insert(outlet.clone());
+        }
         async move { Ok::<_, Infallible>(proxy.answer(request, &place).await) }
     });
     builder.serve_connection_with_upgrades(io, service).into_owned()

@@ -14,7 +14,7 @@ use crate::{
     Geometry, LeafDigest, LeafSet, TaskError, TaskId,
     content::blocking,
     digest::leaf_digest,
-    origin::{Origin, OriginBody, Source},
+    origin::{Origin, OriginBody, OriginError, Source},
     store::{Entry, Store, StoreError},
 };
 
@@ -123,13 +123,16 @@ impl Fetch {
             Some(body) => (0, body),
             None => {
                 let from = geometry.leaf_range(start).map_or(0, |range| range.start);
-                let body = self.origin.get(&self.source, Some(from..geometry.len())).await?;
-                if body.head.len.is_some_and(|len| len != geometry.len()) {
-                    return Err(TaskError::Unreachable(
-                        "the origin's content has another length now".to_owned(),
-                    ));
+                let opened = self.origin.get(&self.source, Some(from..geometry.len())).await;
+                let other_len = match &opened {
+                    Ok(body) => body.head.len.is_some_and(|len| len != geometry.len()),
+                    Err(OriginError::Status { status, .. }) => *status == 416,
+                    Err(_) => false,
+                };
+                if other_len {
+                    return Err(self.forget().await);
                 }
-                (start, body)
+                (start, opened?)
             }
         };
         let mut writes = JoinSet::new();
@@ -158,6 +161,16 @@ impl Fetch {
             self.written(Some(result)).await?;
         }
         Ok(leaf)
+    }
+
+    /// The origin says that the content has another length than what is here. Neither was ever checked, and who lied
+    /// cannot be known: the next one who asks begins anew.
+    async fn forget(&self) -> TaskError {
+        let (store, id) = (self.store.clone(), self.id.clone());
+        match blocking(move || store.remove(&id)).await {
+            Ok(()) => TaskError::Unreachable("the origin's content has another length now".to_owned()),
+            Err(error) => error,
+        }
     }
 
     async fn written(

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::{
     StoreError,
+    checks::Version,
     error::is_disk_full,
     inner::{Inner, delete, removed},
     record::{OpenError, Record},
@@ -77,6 +78,12 @@ impl Entry {
             return Err(self.not_held(leaf));
         }
         Ok(Place::File(self.open()?.clone(), range.start))
+    }
+
+    /// The data file. What is read here is not checked against a digest, and bytes of leaves that are not held on disk
+    /// have no meaning.
+    pub(crate) fn file(&self) -> Result<Arc<File>, StoreError> {
+        self.open().cloned()
     }
 
     /// Number of held leaves.
@@ -216,6 +223,32 @@ impl Entry {
             Err(e) if is_damage(&e) => Err(self.rotten(leaf, &e.to_string())),
             Err(e) => Err(self.io("read")(e)),
         }
+    }
+
+    /// Reads a held leaf and checks its digest, unless that was done a short time ago and the file has not been changed
+    /// since. For what is then sent from [`Self::file`]: it must be on disk.
+    ///
+    /// # Errors
+    /// As [`Self::read_leaf`].
+    pub fn check_leaf(&self, leaf: u32) -> Result<(), StoreError> {
+        // Before it is read: what is changed meanwhile has another version afterwards.
+        let version = Version::of(self.open()?).map_err(self.io("examine"))?;
+        if !self.record.checks(|checks| checks.has(leaf, version)) {
+            if self.record.passing(leaf).is_some() {
+                // In memory only.
+                return Err(self.not_held(leaf));
+            }
+            self.read_leaf(leaf)?;
+            self.record.checks(|checks| checks.note(leaf, self.geometry().leaves(), version));
+        }
+        Ok(())
+    }
+
+    /// Whether [`Self::check_leaf`] would not read any of these leaves. Does not block.
+    pub fn is_checked(&self, leaves: Range<u32>) -> bool {
+        let version = self.open().ok().and_then(|file| Version::of(file).ok());
+        let Some(version) = version.filter(|_| !self.is_removed()) else { return false };
+        self.record.checks(|checks| leaves.into_iter().all(|leaf| checks.has(leaf, version)))
     }
 
     /// Notes that the whole content was checked. Durable at the earliest with all its leaves; [`super::Store::flush`]

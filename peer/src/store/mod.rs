@@ -10,6 +10,7 @@
 //!
 //! All methods may block on the disk except where they say otherwise: not for a runtime's own threads.
 
+mod checks;
 mod config;
 mod directory;
 mod entry;

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
+    checks::Checks,
     directory::make_private,
     leaves::{BlockRow, Leaves},
 };
@@ -49,6 +50,7 @@ pub(super) struct Record {
     last_use: AtomicU64,
     saved_use: AtomicU64,
     state: Mutex<State>,
+    checks: Mutex<Checks>,
 }
 
 #[derive(Debug)]
@@ -141,6 +143,7 @@ impl Record {
             last_use: AtomicU64::new(last_use),
             saved_use: AtomicU64::new(last_use),
             state: Mutex::new(state),
+            checks: Mutex::default(),
         }
     }
 
@@ -280,6 +283,11 @@ impl Record {
         let mut state = self.state.lock();
         state.pins -= 1;
         state.pins == 0
+    }
+
+    /// The leaves that were checked a short time ago.
+    pub(super) fn checks<T>(&self, ask: impl FnOnce(&mut Checks) -> T) -> T {
+        ask(&mut self.checks.lock())
     }
 
     pub(super) fn leaves<T>(&self, ask: impl FnOnce(&Leaves) -> T) -> T {

@@ -60,6 +60,7 @@ mod tests;
 
 use std::time::Duration;
 
+pub(crate) use self::socket::warm;
 pub use self::{
     client::{Pool, Subscription},
     config::TransferConfig,

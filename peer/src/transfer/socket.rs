@@ -68,7 +68,7 @@ pub(super) async fn send_file(stream: &TcpStream, file: &File, offset: u64, len:
 
 /// Brings bytes of a file into the page cache if they are not there, so that sending them does not wait for the disk on a
 /// thread that others need.
-pub(super) async fn warm(file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
+pub(crate) async fn warm(file: &Arc<File>, offset: u64, len: u64) -> io::Result<()> {
     if is_cached(file, offset) && is_cached(file, (offset + len).saturating_sub(1)) {
         return Ok(());
     }

@@ -1,10 +1,12 @@
 //! The proxy with a real peer, between a small runtime and a small registry.
 
 mod access;
+mod bad_origin;
 mod contents;
 mod faults;
 mod forward_proxy;
 mod forwarding;
+mod hostile;
 mod registry;
 mod rules;
 mod serving;
@@ -31,7 +33,7 @@ struct World {
     metrics: darter_service::Registry,
     shutdown: CancellationToken,
     serving: JoinHandle<Result<(), ServeError>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl World {
@@ -45,6 +47,12 @@ impl World {
 
     /// With registries configured as in TOML; their names are those of tables.
     async fn with_registries(config: Config, registries: &str) -> Self {
+        let registries = darter_service::config::parse(registries, "registries").unwrap();
+        Self::with_peer(config, |peer| peer.registries = registries).await
+    }
+
+    /// `adjust` changes what the peer is configured with.
+    async fn with_peer(config: Config, adjust: impl FnOnce(&mut darter_peer::Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut of_peer = darter_peer::Config {
             control_socket: dir.path().join("peer.sock"),
@@ -56,29 +64,37 @@ impl World {
         of_peer.transfer.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         of_peer.origin.first_byte_timeout = Duration::from_secs(5);
         of_peer.origin.allow = vec!["127.0.0.0/8".parse().unwrap()];
-        of_peer.registries = darter_service::config::parse(registries, "registries").unwrap();
+        adjust(&mut of_peer);
         let shutdown = CancellationToken::new();
         let mut metrics = darter_service::Registry::default();
         let peer = Peer::start(of_peer, None, &mut metrics, shutdown.clone()).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = crate::serve(listener, config, peer.clone(), &mut metrics, shutdown.clone());
-        Self { address, peer, metrics, shutdown, serving: tokio::spawn(serving), _dir: dir }
+        Self { address, peer, metrics, shutdown, serving: tokio::spawn(serving), dir }
     }
 
     /// Sends a request as a runtime does; the answer's body is still to come.
     async fn send(&self, request: Request<Empty<Bytes>>) -> Response<Incoming> {
+        self.try_send(request).await.unwrap()
+    }
+
+    async fn try_send(&self, request: Request<Empty<Bytes>>) -> hyper::Result<Response<Incoming>> {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        sender.send_request(request).await.unwrap()
+        sender.send_request(request).await
     }
 
     async fn ask(&self, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
         let builder = Request::builder().method(method).uri(path).header("host", self.address.to_string());
         let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
-        Answer::read(self.send(builder.body(Empty::new()).unwrap()).await).await
+        match self.try_send(builder.body(Empty::new()).unwrap()).await {
+            Ok(response) => Answer::read(response).await,
+            // The connection broke before the head of the answer was on its way.
+            Err(_) => Answer { status: 0, headers: HeaderMap::new(), body: vec![], broken: true },
+        }
     }
 
     async fn get(&self, path: &str) -> Answer {

@@ -82,6 +82,8 @@ fn is_tag(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -118,6 +120,50 @@ mod tests {
             "/x:1",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
+        }
+    }
+
+    /// The text that an accepted reference came from.
+    fn print(reference: &Reference) -> String {
+        let Reference { repository: Repository { registry, name }, tag, digest } = reference;
+        let tag = tag.iter().map(|tag| format!(":{tag}"));
+        let digest = digest.iter().map(|digest| format!("@{digest}"));
+        [format!("{registry}/{name}")].into_iter().chain(tag).chain(digest).collect()
+    }
+
+    /// A good reference with a few characters taken away, put in or replaced.
+    fn nearly_good() -> impl Strategy<Value = String> {
+        let good = prop::sample::select(vec![
+            "docker.io/library/python:3.12".to_owned(),
+            "127.0.0.1:5000/sci:1".to_owned(),
+            format!("[::1]:5000/a/b_c/d.e@{}", Digest::sha256(b"x")),
+            format!("ghcr.io/x/y:v1@{}", Digest::sha256(b"y")),
+        ]);
+        let edit = (any::<prop::sample::Index>(), 0..3, "[a-z0-9/:@.?#%\\[ \u{0}é-]");
+        (good, prop::collection::vec(edit, 0..4)).prop_map(|(good, edits)| {
+            let mut text: Vec<char> = good.chars().collect();
+            for (at, kind, put) in edits {
+                let at = at.index(text.len().max(1)).min(text.len());
+                let until = if kind == 0 { at } else { text.len().min(at + 1) };
+                text.splice(at..until, put.chars().filter(|_| kind < 2));
+            }
+            text.into_iter().collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_is_what_was_written(text in nearly_good()) {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert_eq!(print(&reference), text);
+            }
+        }
+
+        #[test]
+        fn rubbish_is_refused_or_understood(text in "\\PC{0,80}") {
+            if let Ok(reference) = text.parse::<Reference>() {
+                prop_assert_eq!(print(&reference), text);
+            }
         }
     }
 }
