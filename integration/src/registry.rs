@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use http::{Request, StatusCode, header};
+use serde_json::{Value, json};
 
 pub use self::{
     guarded::{Guarded, PrivateCa},
@@ -58,7 +59,10 @@ impl Registry {
     pub async fn start(lab: &Lab) -> Result<Self> {
         let address = free_address()?;
         let data = lab.dir().join("registry/data");
-        let config = lab.write("registry/config.json", &config(&data, address).to_string())?;
+        let config = lab.write(
+            "registry/config.json",
+            &config(&data, &json!({ "addr": address.to_string() })).to_string(),
+        )?;
         let program = Program::new("registry", "docker-registry").arg("serve").arg(config);
         let mut process = Process::start(lab, program)?;
         process.until_http(&format!("http://{address}/v2/")).await?;
@@ -136,15 +140,15 @@ impl Registry {
 }
 
 /// docker-registry's configuration is YAML, of which JSON is a part.
-fn config(data: &Path, address: SocketAddr) -> serde_json::Value {
-    serde_json::json!({
+fn config(data: &Path, http: &Value) -> Value {
+    json!({
         "version": "0.1",
         "log": { "level": "info", "formatter": "json", "accesslog": { "disabled": true } },
         "storage": {
             "filesystem": { "rootdirectory": data },
             "delete": { "enabled": true },
         },
-        "http": { "addr": address.to_string() },
+        "http": http,
     })
 }
 

@@ -57,13 +57,17 @@ impl Guarded {
         ca: Option<&PrivateCa>,
     ) -> Result<Self> {
         let address = free_address()?;
-        let mut config = super::config(&registry.data, address);
-        config["auth"] = json!({ "token": {
+        let http = match ca {
+            Some(ca) => {
+                json!({ "addr": address.to_string(), "tls": { "certificate": ca.server, "key": ca.key } })
+            }
+            None => json!({ "addr": address.to_string() }),
+        };
+        let auth = json!({ "token": {
             "realm": tokens.realm(), "service": SERVICE, "issuer": ISSUER, "rootcertbundle": tokens.certificate,
         } });
-        if let Some(ca) = ca {
-            config["http"]["tls"] = json!({ "certificate": ca.server, "key": ca.key });
-        }
+        let mut config = super::config(&registry.data, &http);
+        config.as_object_mut().map(|config| config.insert("auth".to_owned(), auth));
         let config = lab.write(&format!("{name}/config.json"), &config.to_string())?;
         let program = Program::new(name, "docker-registry").arg("serve").arg(config);
         let mut process = Process::start(lab, program)?;
