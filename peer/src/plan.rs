@@ -301,7 +301,7 @@ impl Plan {
 
     /// Leaves in flight for long are asked of a second parent.
     fn hedge_fill(&mut self, now: Duration, class: Class, requests: &mut Vec<Request>) {
-        let late: Vec<u32> = self
+        let mut late: Vec<u32> = self
             .in_flight
             .iter()
             .filter(|(_, flights)| {
@@ -309,6 +309,8 @@ impl Plan {
             })
             .map(|(leaf, _)| *leaf)
             .collect();
+        // Equal runs of a simulation must not depend on the order of a hash map.
+        late.sort_unstable();
         for leaf in late {
             if let Some(parent) = self.parent_for(leaf, now, HEDGE, 2 * window(class)) {
                 self.start_flight(leaf, parent, now);
