@@ -1,6 +1,6 @@
 //! Containers on lazy layers while the peer below them is killed, stopped and started.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use darter_integration::{Cluster, Image, ImageRef, Lab, containerd::DARTER, darter::Peer, run_test};
@@ -72,6 +72,15 @@ fn keeper(lab: &Lab) -> Result<Pid> {
     keeper.and_then(|(pid, _)| Pid::from_raw(*pid)).context("there is no keeper")
 }
 
+/// Whether the process has the descriptor of a FUSE file system.
+fn holds_fuse(process: Pid) -> bool {
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero())) else {
+        return false;
+    };
+    let targets = descriptors.flatten().filter_map(|descriptor| fs::read_link(descriptor.path()).ok());
+    targets.into_iter().any(|target| target == Path::new("/dev/fuse"))
+}
+
 #[test]
 fn a_container_reads_on_while_its_peer_is_killed_again_and_again() -> Result<()> {
     run_test(async |lab| {
@@ -102,8 +111,8 @@ fn a_keeper_that_is_killed_is_replaced() -> Result<()> {
         let kill = async |peer: &mut Peer| {
             let killed = keeper(&lab)?;
             kill_process(killed, Signal::KILL)?;
-            let replaced = async || keeper(&lab).is_ok_and(|keeper| keeper != killed);
-            peer.service.process.until("a new keeper ran", replaced).await?;
+            let replaced = async || keeper(&lab).is_ok_and(|keeper| keeper != killed && holds_fuse(keeper));
+            peer.service.process.until("a new keeper held the file system", replaced).await?;
             peer.service.process.start_again()
         };
         Reading::start(&lab).await?.read_while(kill).await
