@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test simulate bench-lazy bench-layer bench-proxy clean-up
+.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-layer bench-proxy clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -18,6 +18,11 @@ test: setup
 	cargo clippy --workspace --all-targets -- -D warnings
 	cargo build --workspace --bins
 	cargo nextest run --workspace --no-fail-fast
+
+# Newer versions of containerd and docker than this Debian has, fetched from later ones into cargo's target directory.
+test-runtimes: build
+	@integration/setup.sh patchelf:patchelf
+	cargo nextest run -p darter-integration --run-ignored only --no-fail-fast --test runtimes
 
 # How long a container's start takes whose layers are not here, next to overlayfs and soci-snapshotter (unpacked under
 # target/). ARGS="--subject science --link-mbit 200" and the like choose. Writes target/bench/lazy.json.

@@ -11,6 +11,7 @@ readonly DEBIAN_PATH=/usr/sbin:/usr/bin:/sbin:/bin
 readonly NEEDED=(
   gcc:gcc make:make pkg-config:pkg-config protoc:protobuf-compiler
   containerd:containerd ctr:containerd runc:runc dockerd:docker.io docker:docker-cli docker-registry:docker-registry
+  skopeo:skopeo podman:podman buildah:buildah curl:curl wget:wget openssl:openssl
   ip:iproute2 update-ca-certificates:ca-certificates
 )
 # The same for what is no program.

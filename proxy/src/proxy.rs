@@ -9,7 +9,7 @@ use darter_peer::{
 };
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, Version,
-    header::{ACCEPT, AUTHORIZATION},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
     request::Parts,
 };
 use hyper::body::Incoming;
@@ -229,7 +229,8 @@ pub(crate) fn source(url: String, parts: &Parts, kind: Kind) -> Source {
 }
 
 fn pong() -> Response<Body> {
-    let mut response = Response::new(answer::empty());
+    let mut response = Response::new(answer::full("{}"));
     response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     response
 }
