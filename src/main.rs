@@ -5,8 +5,10 @@ mod control;
 mod get;
 mod image;
 mod keeper;
+mod limits;
 mod peer;
 mod status;
+mod store;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -43,6 +45,12 @@ enum Command {
     Image(image::Image),
     /// Show what this node's peer is doing.
     Status(status::Status),
+    /// Look after this node's store.
+    #[command(subcommand)]
+    Store(store::Store),
+    /// Show or change this node's rate limits.
+    #[command(subcommand)]
+    Limits(limits::Limits),
     /// Check a configuration file, or print a role's defaults with an explanation of every key.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -96,6 +104,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Get(get) => get.run().await,
             Command::Image(image) => image.run().await,
             Command::Status(status) => status.run().await,
+            Command::Store(store) => store.run().await,
+            Command::Limits(limits) => limits.run().await,
             Command::Config(command) => command.run(),
         }
     })

@@ -5,8 +5,10 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, pin::Pin, time::Duration
 use darter_proto::{
     MAX_MESSAGE_LEN,
     peer::{
-        Bytes as ByteCounts, ContentInfo, GetReply, GetRequest, RegistryReply, RegistryRequest, StatusReply,
-        StatusRequest, Task, get_reply,
+        Bytes as ByteCounts, ContentInfo, DamagedLeaf, EvictReply, EvictRequest, GetReply, GetRequest,
+        LimitsReply, LimitsRequest, RegistryReply, RegistryRequest, RemoveReply, RemoveRequest, StatusReply,
+        StatusRequest, StoreStatusReply, StoreStatusRequest, Task, VerifyStoreReply, VerifyStoreRequest,
+        get_reply,
         peer_server::{Peer as PeerService, PeerServer},
     },
 };
@@ -18,7 +20,14 @@ use tokio::{
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-use crate::{Class, Digest, Peer, TaskError, TaskId, Want, origin::Source, peer::StartError, wire};
+use crate::{
+    Bucket, Class, Digest, LimitsConfig, Peer, TaskError, TaskId, Want,
+    content::blocking,
+    origin::Source,
+    peer::StartError,
+    store::{Entry, StoreError},
+    wire,
+};
 
 /// How long running requests may hold up the shutdown.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -101,6 +110,53 @@ impl PeerService for Control {
         let base = base.map_err(|error| Status::invalid_argument(error.to_string()))?;
         Ok(Response::new(RegistryReply { base: base.as_str().trim_end_matches('/').to_owned() }))
     }
+
+    async fn store_status(
+        &self,
+        _: Request<StoreStatusRequest>,
+    ) -> Result<Response<StoreStatusReply>, Status> {
+        Ok(Response::new(self.peer.store_status()))
+    }
+
+    async fn verify_store(
+        &self,
+        request: Request<VerifyStoreRequest>,
+    ) -> Result<Response<VerifyStoreReply>, Status> {
+        let found = self.peer.verify_store(&Bucket::new(request.into_inner().rate)).await;
+        let damaged = found.damaged.into_iter();
+        let damaged = damaged.map(|(task, leaf)| DamagedLeaf { task: task.to_string(), leaf });
+        let (leaves, bytes) = (found.leaves, found.bytes);
+        Ok(Response::new(VerifyStoreReply { leaves, bytes, damaged: damaged.collect() }))
+    }
+
+    async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictReply>, Status> {
+        let (store, bytes) = (self.peer.store().clone(), request.into_inner().bytes);
+        let evicted = blocking(move || Ok::<_, TaskError>(store.evict(bytes))).await;
+        Ok(Response::new(EvictReply { bytes: evicted.map_err(to_status)? }))
+    }
+
+    async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveReply>, Status> {
+        let id = TaskId::parse(&request.into_inner().id);
+        let id = id.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let store = self.peer.store().clone();
+        let removed = blocking(move || {
+            let layer = id.digest().map_or(Ok(0), |blob| store.remove_layer(&blob))?;
+            Ok::<_, StoreError>(layer + store.remove(&id)?)
+        });
+        Ok(Response::new(RemoveReply { bytes: removed.await.map_err(to_status)? }))
+    }
+
+    async fn limits(&self, request: Request<LimitsRequest>) -> Result<Response<LimitsReply>, Status> {
+        let request = request.into_inner();
+        let now = self.peer.change_limits(|own| {
+            own.download = request.download.unwrap_or(own.download);
+            own.upload = request.upload.unwrap_or(own.upload);
+            own.origin = request.origin.unwrap_or(own.origin);
+            own.prefetch = request.prefetch.unwrap_or(own.prefetch);
+        });
+        let LimitsConfig { download, upload, origin, prefetch } = now;
+        Ok(Response::new(LimitsReply { download, upload, origin, prefetch }))
+    }
 }
 
 /// What a `darter get` asks for: by digest if it is known, otherwise by the version that the origin describes.
@@ -145,6 +201,28 @@ impl Peer {
     /// Adds what another part, as proxy or snapshotter, knows to every later status.
     pub fn add_status(&self, part: StatusPart) {
         self.inner.status_parts.lock().push(part);
+    }
+
+    /// How full the store is.
+    fn store_status(&self) -> StoreStatusReply {
+        let (store, metrics) = (self.store(), self.store().metrics());
+        let entries = store.entries();
+        let count = |which: fn(&Entry) -> bool| entries.iter().filter(|entry| which(entry)).count() as u64;
+        StoreStatusReply {
+            used: store.used(),
+            quota: store.quota(),
+            free: store.free(),
+            min_free: self.inner.config.store.min_free,
+            passing: store.passing(),
+            tasks: entries.len() as u64,
+            partial: count(|entry| !entry.is_verified()),
+            pinned: count(Entry::is_pinned),
+            layers: store.layers().len() as u64,
+            shared: metrics.shared(),
+            evicted: metrics.evicted(),
+            unkept: metrics.unkept(),
+            damaged: metrics.damaged(),
+        }
     }
 
     /// What the peer is doing.

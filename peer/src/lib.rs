@@ -23,6 +23,7 @@ pub mod store;
 mod stored;
 pub mod task;
 pub mod transfer;
+pub mod upkeep;
 mod wire;
 
 pub use config::Config;

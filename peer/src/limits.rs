@@ -1,12 +1,12 @@
 //! Host-wide rate limits, changeable at run time.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::Notify, time::Instant};
 
-use crate::LEAF_LEN;
+use crate::{Class, LEAF_LEN};
 
 /// The rates of a host, in bytes per second; 0 means unlimited.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -39,14 +39,29 @@ pub struct Limits {
     pub prefetch: Arc<Bucket>,
 }
 
-/// A token bucket: over any time `t`, at most `rate * t + burst` bytes are taken. Whoever asks first is served first.
+/// A token bucket: over any time `t`, at most `rate * t + burst` bytes are taken. The most urgent class is served first,
+/// and within a class whoever asks first.
 ///
 /// The burst is what the rate gives in 100 ms, and at least [`LEAF_LEN`].
 pub struct Bucket {
-    level: Mutex<Level>,
-    /// Held by the one whose turn it is; tokio's mutex serves in the order of asking.
-    turn: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+    /// The rate changed, or whose turn it is.
     changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    level: Level,
+    /// Who waits, the next one first.
+    waiting: BTreeSet<(Class, u64)>,
+    /// The number of the next who comes.
+    next: u64,
+}
+
+/// A place among those who wait; dropping it lets the next one in.
+struct Turn<'a> {
+    bucket: &'a Bucket,
+    place: (Class, u64),
 }
 
 #[derive(Debug)]
@@ -84,48 +99,69 @@ impl Bucket {
     /// A full bucket; `rate` in bytes per second, 0 for unlimited.
     pub fn new(rate: u64) -> Self {
         let level = Level { rate, tokens: burst(rate), at: Instant::now() };
-        Self { level: Mutex::new(level), turn: tokio::sync::Mutex::new(()), changed: Notify::new() }
+        let state = State { level, waiting: BTreeSet::new(), next: 0 };
+        Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// The rate in bytes per second, 0 for unlimited.
     pub fn rate(&self) -> u64 {
-        self.level.lock().rate
+        self.state.lock().level.rate
     }
 
     /// Changes the rate, also for those who wait.
     pub fn set(&self, rate: u64) {
-        self.level.lock().set(rate);
+        self.state.lock().level.set(rate);
         self.changed.notify_waiters();
     }
 
-    /// Waits until `bytes` may be moved. More than a burst is taken burst by burst, and nobody gets in between.
+    /// Waits until `bytes` may be moved. More than a burst is taken burst by burst, and only somebody more urgent gets in
+    /// between.
     ///
     /// Dropping the future gives up the turn; what it took by then is not returned.
-    pub async fn take(&self, bytes: u64) {
+    pub async fn take(&self, class: Class, bytes: u64) {
         if self.rate() == 0 {
             return;
         }
-        let _turn = self.turn.lock().await;
+        let turn = self.enter(class);
         let mut left = bytes;
         while left > 0 {
             let changed = self.changed.notified();
-            let drawn = self.level.lock().draw(left);
-            match drawn {
+            match turn.draw(left) {
                 Ok(drawn) => left -= drawn,
-                Err(wait) => {
+                Err(Some(wait)) => {
                     tokio::select! {
                         () = tokio::time::sleep(wait) => {}
                         () = changed => {}
                     }
                 }
+                Err(None) => changed.await,
             }
         }
+    }
+
+    /// The class whose turn it is.
+    #[cfg(test)]
+    pub(crate) fn first(&self) -> Option<Class> {
+        self.state.lock().waiting.first().map(|(class, _)| *class)
+    }
+
+    fn enter(&self, class: Class) -> Turn<'_> {
+        let mut state = self.state.lock();
+        let place = (class, state.next);
+        state.next += 1;
+        state.waiting.insert(place);
+        let overtakes = state.waiting.len() > 1 && state.waiting.first() == Some(&place);
+        drop(state);
+        if overtakes {
+            self.changed.notify_waiters();
+        }
+        Turn { bucket: self, place }
     }
 
     /// Corrects an earlier [`Self::take`] of `paid` bytes that stood for a length not known yet and turned out to be
     /// `used`. Never waits: the next one to take waits instead.
     pub fn settle(&self, paid: u64, used: u64) {
-        self.level.lock().settle(paid, used);
+        self.state.lock().level.settle(paid, used);
     }
 }
 
@@ -139,6 +175,24 @@ impl Default for Bucket {
 impl fmt::Debug for Bucket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Bucket").field(&self.rate()).finish()
+    }
+}
+
+impl Turn<'_> {
+    /// Takes up to a burst of `want` bytes. Or says how long to wait for it, if it is this one's turn.
+    fn draw(&self, want: u64) -> Result<u64, Option<Duration>> {
+        let mut state = self.bucket.state.lock();
+        if state.level.rate > 0 && state.waiting.first() != Some(&self.place) {
+            return Err(None);
+        }
+        state.level.draw(want).map_err(Some)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.bucket.state.lock().waiting.remove(&self.place);
+        self.bucket.changed.notify_waiters();
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use darter_proto::scheduler::{
-    Config as Limited, Digests, Dropped, MakeLayer, SendDigests, peer_message::Message as Said,
+    Config as Limited, Digests, Dropped, Holdings, MakeLayer, SendDigests, peer_message::Message as Said,
     scheduler_message::Message as Heard,
 };
 use darter_service::{
@@ -34,10 +34,10 @@ use crate::{
     metrics::PeerMetrics,
     origin::{Origin, Registries, RegistryError, Source},
     profiles::Profiles,
-    session::{Keeper, Session},
+    session::{Keeper, Session, holding},
     store::{Entry, Store, StoreError},
     transfer::{Pool, Server, TransferMetrics},
-    wire,
+    upkeep, wire,
 };
 
 /// A download's inbox that stays full for so long belongs to a stuck download, which then misses a message.
@@ -64,6 +64,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) means: Means,
     pub(crate) limits: Limits,
+    rates: Mutex<Rates>,
     pub(crate) registries: Registries,
     pub(crate) maker: Option<Arc<dyn LayerMaker>>,
     /// How many layers may be made at once.
@@ -80,6 +81,12 @@ pub(crate) struct Inner {
     pub(crate) started: Instant,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
+}
+
+/// Who set which limits; 0 is none.
+struct Rates {
+    own: LimitsConfig,
+    cluster: LimitsConfig,
 }
 
 struct Running {
@@ -184,6 +191,7 @@ impl Peer {
                 demand: DemandClock::default(),
                 silent: Arc::default(),
             },
+            rates: Mutex::new(Rates { own: config.limits.clone(), cluster: LimitsConfig::default() }),
             config,
             limits,
             maker,
@@ -200,7 +208,8 @@ impl Peer {
         });
         let peer = Self { inner };
         peer.inner.tracker.spawn(peer.clone().hear(heard));
-        peer.inner.tracker.spawn(peer.clone().tell_evictions());
+        peer.inner.tracker.spawn(peer.clone().tell_losses());
+        peer.inner.tracker.spawn(upkeep::run(peer.clone()));
         peer.inner.tracker.spawn(control::serve(control, peer.clone()));
         if let Some(manager) = manager {
             peer.inner.tracker.spawn(cluster::follow_limits(peer.clone(), manager));
@@ -434,26 +443,49 @@ impl Peer {
 
     /// The cluster's limits, where it sets some, take the place of the own ones.
     pub(crate) fn limit(&self, config: &Limited) {
-        let own = &self.inner.config.limits;
-        let rate = |theirs: u64, own: u64| if theirs == 0 { own } else { theirs };
-        self.inner.limits.set(&LimitsConfig {
-            download: rate(config.download_bytes_per_second, own.download),
-            upload: rate(config.upload_bytes_per_second, own.upload),
-            origin: rate(config.origin_bytes_per_second, own.origin),
-            prefetch: rate(config.prefetch_bytes_per_second, own.prefetch),
-        });
+        self.inner.rates.lock().cluster = LimitsConfig {
+            download: config.download_bytes_per_second,
+            upload: config.upload_bytes_per_second,
+            origin: config.origin_bytes_per_second,
+            prefetch: config.prefetch_bytes_per_second,
+        };
+        self.change_limits(|_| ());
     }
 
-    async fn tell_evictions(self) {
-        let mut evictions = self.inner.means.store.evictions();
+    /// Changes the own limits; those that are in force then.
+    pub(crate) fn change_limits(&self, change: impl FnOnce(&mut LimitsConfig)) -> LimitsConfig {
+        let mut rates = self.inner.rates.lock();
+        change(&mut rates.own);
+        let Rates { own, cluster } = &*rates;
+        let rate = |theirs: u64, own: u64| if theirs == 0 { own } else { theirs };
+        let now = LimitsConfig {
+            download: rate(cluster.download, own.download),
+            upload: rate(cluster.upload, own.upload),
+            origin: rate(cluster.origin, own.origin),
+            prefetch: rate(cluster.prefetch, own.prefetch),
+        };
+        self.inner.limits.set(&now);
+        now
+    }
+
+    /// What the store loses is not to be promised to others.
+    async fn tell_losses(self) {
+        let mut losses = self.inner.means.store.losses();
         loop {
-            let evicted = tokio::select! {
-                evicted = evictions.recv() => evicted,
+            let lost = tokio::select! {
+                lost = losses.recv() => lost,
                 () = self.inner.shutdown.cancelled() => return,
             };
-            match evicted {
+            match lost {
                 Ok(id) => {
-                    self.session().send(Said::Dropped(Dropped { tasks: vec![id.to_string()] })).await;
+                    let left = self.inner.means.store.peek(&id).filter(|entry| entry.held() > 0);
+                    let message = match left {
+                        Some(entry) => {
+                            Said::Holdings(Holdings { tasks: vec![holding(&entry)], ..Holdings::default() })
+                        }
+                        None => Said::Dropped(Dropped { tasks: vec![id.to_string()] }),
+                    };
+                    self.session().send(message).await;
                 }
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

@@ -1,13 +1,14 @@
 //! Disks that are full or rot: a peer loses its cache over it, never a pull.
 
-#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a failure here is a failed test")]
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use common::{Faults, Node, Origin, Scheduler, blob, rot};
 use darter_peer::{Class, Config, TaskError};
+use tokio::time::{sleep, timeout};
 
 const MIB: usize = 1024 * 1024;
 const LEN: usize = 12 * MIB + 4321;
@@ -81,7 +82,14 @@ async fn a_rotten_leaf_is_fetched_again_while_it_is_read_and_after_a_restart() {
     let open = node.open(&id, source()).await;
     rot(node.dir.path(), 5 * LEAF as u64 + 17);
     assert!(open.leaf(5, Class::Stream).await.unwrap() == bytes[5 * LEAF..6 * LEAF]);
-    assert_eq!(node.peer.metrics().by_source().origin, (LEN + LEAF) as u64);
+    // It can be read a moment before it is counted.
+    let counted = || node.peer.metrics().by_source().origin == (LEN + LEAF) as u64;
+    let until = async {
+        while !counted() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), until).await.unwrap();
     rot(node.dir.path(), 7 * LEAF as u64);
     assert!(node.read(&id, source()).await.unwrap() == bytes);
     drop(open);

@@ -135,7 +135,8 @@ impl Download {
 
     pub(super) fn is_complete(&self) -> bool {
         // What could not be kept has passed by, in order, once the whole of it was checked.
-        self.plan.as_ref().is_some_and(|plan| plan.held().is_full()) || self.check == Check::Passed
+        let passed_by = self.check == Check::Passed && self.is_unkept();
+        passed_by || self.plan.as_ref().is_some_and(|plan| plan.held().is_full())
     }
 
     /// Whether leaves had to be passed on without being kept.

@@ -168,7 +168,7 @@ impl Fetch {
     async fn forget(&self) -> TaskError {
         let (store, id) = (self.store.clone(), self.id.clone());
         match blocking(move || store.remove(&id)).await {
-            Ok(()) => TaskError::Unreachable("the origin's content has another length now".to_owned()),
+            Ok(_) => TaskError::Unreachable("the origin's content has another length now".to_owned()),
             Err(error) => error,
         }
     }

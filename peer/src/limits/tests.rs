@@ -14,7 +14,7 @@ async fn unlimited_never_waits() {
     let bucket = Bucket::default();
     let start = Instant::now();
     for _ in 0..1000 {
-        bucket.take(1 << 30).await;
+        bucket.take(Class::Stream, 1 << 30).await;
     }
     assert_eq!(Instant::now(), start);
 }
@@ -23,9 +23,9 @@ async fn unlimited_never_waits() {
 async fn a_burst_is_free_and_the_rest_is_paced() {
     let bucket = Bucket::new(10 * LEAF);
     let start = Instant::now();
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     assert_eq!(Instant::now(), start);
-    bucket.take(20 * LEAF).await;
+    bucket.take(Class::Stream, 20 * LEAF).await;
     let took = start.elapsed().as_secs_f64();
     assert!((2.0..2.1).contains(&took), "{took}");
 }
@@ -33,13 +33,13 @@ async fn a_burst_is_free_and_the_rest_is_paced() {
 #[tokio::test(start_paused = true)]
 async fn first_come_first_served() {
     let bucket = Arc::new(Bucket::new(LEAF));
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     let order = Arc::new(Mutex::new(Vec::new()));
     let mut tasks = JoinSet::new();
     for (number, bytes) in [(0, 4 * LEAF), (1, 1), (2, LEAF), (3, 1)] {
         let (bucket, order) = (bucket.clone(), order.clone());
         tasks.spawn(async move {
-            bucket.take(bytes).await;
+            bucket.take(Class::Stream, bytes).await;
             order.lock().push(number);
         });
         tokio::task::yield_now().await;
@@ -49,12 +49,47 @@ async fn first_come_first_served() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_is_more_urgent_does_not_wait_behind_bulk() {
+    let bucket = Arc::new(Bucket::new(10 * LEAF));
+    bucket.take(Class::Stream, LEAF).await;
+    let mut bulk = JoinSet::new();
+    for class in [Class::Background, Class::Stream, Class::Profile] {
+        let bucket = bucket.clone();
+        bulk.spawn(async move { bucket.take(class, 1000 * LEAF).await });
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_millis(37)).await;
+        let start = Instant::now();
+        bucket.take(Class::Demand, LEAF).await;
+        let took = start.elapsed().as_millis();
+        assert!(took <= 101, "no longer than its own bytes take: {took} ms");
+    }
+    assert!(bulk.try_join_next().is_none());
+    let order = Arc::new(Mutex::new(Vec::new()));
+    bulk.abort_all();
+    while bulk.join_next().await.is_some() {}
+    let mut tasks = JoinSet::new();
+    for class in [Class::Background, Class::Profile, Class::Stream, Class::Demand, Class::Background] {
+        let (bucket, order) = (bucket.clone(), order.clone());
+        tasks.spawn(async move {
+            bucket.take(class, 2 * LEAF).await;
+            order.lock().push(class);
+        });
+    }
+    tokio::task::yield_now().await;
+    tasks.join_all().await;
+    let order = order.lock().clone();
+    assert!(order.is_sorted(), "{order:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_new_rate_holds_for_those_who_wait() {
     let bucket = Arc::new(Bucket::new(1));
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     let waiting = tokio::spawn({
         let bucket = bucket.clone();
-        async move { bucket.take(LEAF).await }
+        async move { bucket.take(Class::Stream, LEAF).await }
     });
     tokio::task::yield_now().await;
     let start = Instant::now();
@@ -65,7 +100,7 @@ async fn a_new_rate_holds_for_those_who_wait() {
 
     let waiting = tokio::spawn({
         let bucket = bucket.clone();
-        async move { bucket.take(1000 * LEAF).await }
+        async move { bucket.take(Class::Stream, 1000 * LEAF).await }
     });
     tokio::task::yield_now().await;
     bucket.set(0);
@@ -77,31 +112,31 @@ async fn a_new_rate_holds_for_those_who_wait() {
 #[tokio::test(start_paused = true)]
 async fn a_dropped_waiter_lets_the_next_one_in() {
     let bucket = Arc::new(Bucket::new(LEAF));
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     let blocked = tokio::spawn({
         let bucket = bucket.clone();
-        async move { bucket.take(1_000_000 * LEAF).await }
+        async move { bucket.take(Class::Stream, 1_000_000 * LEAF).await }
     });
     tokio::task::yield_now().await;
     blocked.abort();
     assert!(blocked.await.unwrap_err().is_cancelled());
     let start = Instant::now();
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     assert!(start.elapsed() < Duration::from_secs(2));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_correction_is_paid_by_the_next_one() {
     let bucket = Bucket::new(LEAF);
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     bucket.settle(LEAF, 3 * LEAF);
     let start = Instant::now();
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     let took = start.elapsed().as_secs_f64();
     assert!((2.9..3.1).contains(&took), "{took}");
     bucket.settle(LEAF, 0);
     let start = Instant::now();
-    bucket.take(LEAF).await;
+    bucket.take(Class::Stream, LEAF).await;
     assert_eq!(Instant::now(), start);
 }
 
@@ -126,7 +161,7 @@ proptest! {
             let bucket = Bucket::new(rate);
             let mut taken = Vec::new();
             for (bytes, pause) in takes {
-                bucket.take(bytes).await;
+                bucket.take(Class::Stream, bytes).await;
                 taken.push((Instant::now(), bytes));
                 tokio::time::sleep(Duration::from_millis(pause)).await;
             }

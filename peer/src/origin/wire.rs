@@ -38,7 +38,7 @@ use super::{
     egress::{Egress, Refused},
     registries::Road,
 };
-use crate::limits::Limits;
+use crate::{Class, limits::Limits};
 
 /// A body must bring at least this many bytes per progress timeout.
 const PROGRESS: usize = 16 * 1024;
@@ -209,7 +209,7 @@ impl WireBody {
         };
         self.budget.spend(asked.elapsed(), data.len(), self.timeout);
         self.received += data.len() as u64;
-        self.limits.origin.take(data.len() as u64).await;
+        self.limits.origin.take(Class::Stream, data.len() as u64).await;
         Ok(Some(data))
     }
 

@@ -1,6 +1,6 @@
 //! The store's section of the configuration.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +16,19 @@ pub struct StoreConfig {
     /// Bytes that stay free on the file system whatever the quota says. Default `1GiB`.
     #[serde(with = "darter_service::config::size")]
     pub min_free: u64,
+    /// Once one of these limits is reached, so much more is evicted, but no more than a tenth of the quota: the limits are
+    /// the high marks, and this is how far the low marks are below. Default `1GiB`.
+    #[serde(with = "darter_service::config::size")]
+    pub evict_ahead: u64,
     /// Most bytes of leaves that are kept in memory while there is no room for them. Default `64MiB`.
     #[serde(with = "darter_service::config::size")]
     pub memory: u64,
+    /// How often everything is read and compared with its digests. Default `7days`.
+    #[serde(with = "darter_service::config::duration")]
+    pub scrub_interval: Duration,
+    /// Most bytes per second that are read for it; 0 switches it off. Default `10MiB`.
+    #[serde(with = "darter_service::config::size")]
+    pub scrub_rate: u64,
 }
 
 impl Default for StoreConfig {
@@ -27,7 +37,10 @@ impl Default for StoreConfig {
             dir: PathBuf::from("/var/lib/darter/store"),
             quota: 50 << 30,
             min_free: 1 << 30,
+            evict_ahead: 1 << 30,
             memory: 64 << 20,
+            scrub_interval: Duration::from_secs(7 * 24 * 3600),
+            scrub_rate: 10 << 20,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! store.redb         metadata
 //! content/ab/cdef…   one data file per task, written at each leaf's own offset
 //! stage/             layers being made
+//! reserve            room for the metadata of a store on a full disk
 //! ```
 
 use std::{
@@ -15,11 +16,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs};
 
 use super::StoreError;
 use crate::TaskId;
 
+/// Length of the reserve in bytes: more than the metadata needs to be opened and written once.
+const RESERVE: u64 = 2 << 20;
 const VERSION: &str = "darter store 1\n";
 /// What a directory may hold that becomes a store: what a first start leaves that was interrupted, and what mkfs makes.
 const HARMLESS: [&str; 3] = ["lock", "VERSION.new", "lost+found"];
@@ -85,6 +88,25 @@ impl Directory {
     pub(super) fn free(&self) -> io::Result<u64> {
         let stat = statvfs(&self.root)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Sets room aside, if there is some: on a full disk not even the metadata could be opened.
+    pub(super) fn keep_reserve(&self) {
+        let path = self.root.join("reserve");
+        if path.exists() {
+            return;
+        }
+        let file = File::create(&path);
+        let kept = file.and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, RESERVE)?));
+        if let Err(error) = kept {
+            tracing::debug!(%error, "store: no room can be set aside");
+            self.use_reserve();
+        }
+    }
+
+    /// Gives the room free that was set aside; false if there was none.
+    pub(super) fn use_reserve(&self) -> bool {
+        fs::remove_file(self.root.join("reserve")).is_ok()
     }
 
     fn check_version(&self) -> Result<(), StoreError> {

@@ -14,9 +14,8 @@ use tokio::sync::watch;
 use super::{
     StoreError,
     checks::Version,
-    error::is_disk_full,
     inner::{Inner, delete, removed},
-    record::{OpenError, Record},
+    record::Record,
 };
 use crate::{Geometry, LeafDigest, TaskId, digest::leaf_digest};
 
@@ -39,11 +38,11 @@ pub struct Pin {
     record: Arc<Record>,
 }
 
-/// Where a leaf's bytes are. What is read there was not checked against a digest.
-#[derive(Debug, Clone)]
+/// Where a leaf's bytes are, and stay while this lives. What is read there was not checked against a digest.
+#[derive(Debug)]
 pub enum Place {
     /// In this file, from this offset on.
-    File(Arc<File>, u64),
+    File(Arc<File>, u64, Pin),
     /// Only in memory.
     Memory(Bytes),
 }
@@ -63,7 +62,7 @@ impl Entry {
         &self.record.geometry
     }
 
-    /// Where a held leaf's bytes are, for `sendfile` and `pread`. Good while the entry is pinned.
+    /// Where a held leaf's bytes are, for `sendfile` and `pread`.
     ///
     /// # Errors
     /// [`StoreError::NotHeld`]; [`StoreError::Removed`] if the entry is gone; [`StoreError::Io`] if the file cannot be
@@ -72,12 +71,29 @@ impl Entry {
         if let Some(bytes) = self.record.passing(leaf) {
             return Ok(Place::Memory(bytes));
         }
+        let place = self.locate(leaf)?;
+        self.touch(leaf);
+        Ok(place)
+    }
+
+    /// As [`Self::place`], but does not count as use.
+    fn locate(&self, leaf: u32) -> Result<Place, StoreError> {
         self.check_not_removed()?;
         let range = self.leaf_range(leaf)?;
-        if !self.has(leaf) {
+        if self.record.is_shared(leaf) {
+            let (owner, leaf) = self.store.owner(&self.record, leaf).ok_or_else(|| self.not_held(leaf))?;
+            let pin = Pin { store: self.store.clone(), record: owner.clone() };
+            let file = owner.open().map_err(|error| self.store.open_error(&owner, error))?;
+            let offset = owner.geometry.leaf_range(leaf).map_or(0, |range| range.start);
+            return Ok(Place::File(file, offset, pin));
+        }
+        // Pinned first: it may not be evicted between the look at it and at its bytes.
+        self.record.pin();
+        let pin = Pin { store: self.store.clone(), record: self.record.clone() };
+        if !self.record.owns(leaf) {
             return Err(self.not_held(leaf));
         }
-        Ok(Place::File(self.open()?.clone(), range.start))
+        Ok(Place::File(self.open()?.clone(), range.start, pin))
     }
 
     /// The data file. What is read here is not checked against a digest, and bytes of leaves that are not held on disk
@@ -96,7 +112,7 @@ impl Entry {
         self.record.is_unkept()
     }
 
-    /// Stored length of the leaves that are held on disk, in bytes.
+    /// Stored length of the leaves in the entry's own file, in bytes: those that it shares with another task are not in it.
     pub fn held_bytes(&self) -> u64 {
         self.record.held_bytes()
     }
@@ -161,6 +177,15 @@ impl Entry {
     /// # Errors
     /// [`StoreError::Full`] if there is no room for it, in the quota or on the disk; the entry is as it was.
     pub fn write_leaf(&self, leaf: u32, digest: LeafDigest, bytes: &[u8]) -> Result<bool, StoreError> {
+        match self.try_write(leaf, digest, bytes) {
+            Err(error) if self.store.free_up(&error, Some(&self.record)) => {
+                self.try_write(leaf, digest, bytes)
+            }
+            written => written,
+        }
+    }
+
+    fn try_write(&self, leaf: u32, digest: LeafDigest, bytes: &[u8]) -> Result<bool, StoreError> {
         self.store.queue.check_open()?;
         let range = self.leaf_range(leaf)?;
         let (expected, got) = (range.end - range.start, bytes.len() as u64);
@@ -175,15 +200,21 @@ impl Entry {
         if self.has(leaf) {
             return Ok(false);
         }
+        if self.store.adopt(&self.record, leaf) {
+            self.record.bump();
+            return Ok(true);
+        }
         let room = self.store.reserve(got, Some(&self.record))?;
         let file = self.open()?;
-        self.store.write(file, &self.record.path, bytes, range.start, Some(&self.record))?;
+        self.store.write(file, &self.record.path, bytes, range.start)?;
         if !self.record.insert(leaf, digest, got, file) {
             // Evicted since; the file may have been made after that.
             delete(&self.record);
             return Err(removed(&self.record));
         }
         room.keep();
+        self.store.own(&self.record, leaf);
+        self.touch(leaf);
         self.store.queue.changed(&self.record, got);
         self.store.note_room();
         self.record.bump();
@@ -210,19 +241,44 @@ impl Entry {
     /// [`StoreError::NotHeld`]; [`StoreError::Rotten`] if the disk returned something else than was written (or nothing):
     /// the leaf is dropped and can be written anew.
     pub fn read_leaf(&self, leaf: u32) -> Result<Bytes, StoreError> {
-        if let Some(bytes) = self.record.passing(leaf) {
-            return Ok(bytes);
+        self.checked(leaf, self.place(leaf)?)
+    }
+
+    /// Compares a leaf with its digest; what it takes in the entry's own file. Does not count as use.
+    ///
+    /// # Errors
+    /// As [`Self::read_leaf`].
+    pub fn verify_leaf(&self, leaf: u32) -> Result<u64, StoreError> {
+        if self.record.passing(leaf).is_some() || self.record.is_shared(leaf) {
+            return Ok(0);
         }
-        self.check_not_removed()?;
+        let place = self.locate(leaf)?;
+        Ok(self.checked(leaf, place)?.len() as u64)
+    }
+
+    fn checked(&self, leaf: u32, place: Place) -> Result<Bytes, StoreError> {
         let range = self.leaf_range(leaf)?;
-        let digest = self.record.leaves(|leaves| leaves.digest(leaf)).ok_or_else(|| self.not_held(leaf))?;
+        let (file, offset, pin) = match place {
+            Place::Memory(bytes) => return Ok(bytes),
+            Place::File(file, offset, pin) => (file, offset, pin),
+        };
+        let digest = self.record.digest(leaf).ok_or_else(|| self.not_held(leaf))?;
         let mut bytes = vec![0; (range.end - range.start) as usize];
-        match self.open()?.read_exact_at(&mut bytes, range.start) {
-            Ok(()) if leaf_digest(&bytes) == digest => Ok(bytes.into()),
-            Ok(()) => Err(self.rotten(leaf, "its digest is wrong")),
-            Err(e) if is_damage(&e) => Err(self.rotten(leaf, &e.to_string())),
-            Err(e) => Err(self.io("read")(e)),
+        let reason = match file.read_exact_at(&mut bytes, offset) {
+            Ok(()) if leaf_digest(&bytes) == digest => return Ok(bytes.into()),
+            Ok(()) => "its digest is wrong".to_owned(),
+            Err(e) if is_damage(&e) => e.to_string(),
+            Err(e) => return Err(self.io("read")(e)),
+        };
+        let file = pin.record.path.display();
+        tracing::warn!(task = %self.id(), leaf, reason, %file, "store: damaged on disk, dropped");
+        self.store.metrics.damaged.inc();
+        // Whoever has the bytes loses the leaf, and with it all who share it.
+        match self.store.owners_leaf(&self.record, leaf) {
+            Some(own_leaf) => self.store.drop_leaves(&pin.record, [own_leaf]),
+            None => self.drop_leaf(leaf),
         }
+        Err(StoreError::Rotten { id: self.id().clone(), leaf })
     }
 
     /// Reads a held leaf and checks its digest, unless that was done a short time ago and the file has not been changed
@@ -231,13 +287,13 @@ impl Entry {
     /// # Errors
     /// As [`Self::read_leaf`].
     pub fn check_leaf(&self, leaf: u32) -> Result<(), StoreError> {
+        if !self.record.owns(leaf) {
+            // Evicted, only in memory, or in another task's file.
+            return Err(self.not_held(leaf));
+        }
         // Before it is read: what is changed meanwhile has another version afterwards.
         let version = Version::of(self.open()?).map_err(self.io("examine"))?;
         if !self.record.checks(|checks| checks.has(leaf, version)) {
-            if self.record.passing(leaf).is_some() {
-                // In memory only.
-                return Err(self.not_held(leaf));
-            }
             self.read_leaf(leaf)?;
             self.record.checks(|checks| checks.note(leaf, self.geometry().leaves(), version));
         }
@@ -248,7 +304,8 @@ impl Entry {
     pub fn is_checked(&self, leaves: Range<u32>) -> bool {
         let version = self.open().ok().and_then(|file| Version::of(file).ok());
         let Some(version) = version.filter(|_| !self.is_removed()) else { return false };
-        self.record.checks(|checks| leaves.into_iter().all(|leaf| checks.has(leaf, version)))
+        let owned = leaves.clone().all(|leaf| self.record.owns(leaf));
+        owned && self.record.checks(|checks| leaves.into_iter().all(|leaf| checks.has(leaf, version)))
     }
 
     /// Notes that the whole content was checked. Durable at the earliest with all its leaves; [`super::Store::flush`]
@@ -275,6 +332,11 @@ impl Entry {
         self.record.changes.subscribe()
     }
 
+    /// Whether somebody keeps the entry from eviction.
+    pub fn is_pinned(&self) -> bool {
+        self.record.is_pinned()
+    }
+
     /// Keeps the entry from eviction while the guard lives. An entry that was removed before stays removed: see
     /// [`Self::is_removed`].
     pub fn pin(self: &Arc<Self>) -> Pin {
@@ -291,23 +353,16 @@ impl Entry {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let file = self.record.open().map_err(|e| match e {
-            OpenError::Io(e) if is_disk_full(&e) => self.store.full(self.geometry().len()),
-            OpenError::Io(e) => self.io("open")(e),
-            OpenError::Removed => removed(&self.record),
-            OpenError::Lost => {
-                self.store.lost(&self.record);
-                removed(&self.record)
-            }
-        })?;
+        let file = self.record.open().map_err(|error| self.store.open_error(&self.record, error))?;
         Ok(self.file.get_or_init(|| file))
     }
 
-    fn rotten(&self, leaf: u32, reason: &str) -> StoreError {
-        tracing::warn!(task = %self.id(), leaf, reason, "store: damaged on disk, dropped");
-        self.store.metrics.damaged.inc();
-        self.drop_leaf(leaf);
-        StoreError::Rotten { id: self.id().clone(), leaf }
+    fn touch(&self, leaf: u32) {
+        let now = self.store.now();
+        self.record.touch_leaf(leaf, now);
+        if self.record.is_shared(leaf) {
+            self.store.touch_owner(&self.record, leaf, now);
+        }
     }
 
     fn not_held(&self, leaf: u32) -> StoreError {
@@ -329,9 +384,7 @@ impl Entry {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if self.record.unpin() {
-            self.store.release_passing(&self.record);
-        }
+        self.store.unpin(&self.record);
     }
 }
 

@@ -126,6 +126,22 @@ impl StoreError {
         matches!(self, Self::NotHeld { .. } | Self::Rotten { .. } | Self::Removed(_))
     }
 
+    /// Whether the metadata could not be read or written because the file system is full.
+    pub(super) fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Metadata(error) => matches!(&**error, redb::Error::Io(error) if is_disk_full(error)),
+            _ => false,
+        }
+    }
+
+    /// What the system said, if it did.
+    pub(super) fn into_io(self) -> io::Error {
+        match self {
+            Self::Io { source, .. } => source,
+            other => io::Error::other(other),
+        }
+    }
+
     /// For `map_err`: what was tried, on which file.
     pub(super) fn io(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

@@ -14,24 +14,33 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
-    StoreError, directory::Directory, metrics::StoreMetrics, passing::Passing, queue::Queue, record::Record,
-    recovery::Recovered, room::Room,
+    StoreError,
+    directory::Directory,
+    error::is_disk_full,
+    metrics::StoreMetrics,
+    passing::Passing,
+    queue::Queue,
+    record::{OpenError, Record},
+    recovery::Recovered,
+    room::Room,
+    sharing::Owners,
 };
 use crate::{Digest, Geometry, LayerDescriptor, TaskId};
 
 /// What all handles of one store share.
 ///
-/// Locks, in the order in which they may be taken: a record's `write`, `room`, `passing`, `tasks`, a record's `state`,
-/// `layers`, the queue's.
+/// Locks, in the order in which they may be taken: a record's `write`, `room`, `passing`, `tasks`, `owners`, a record's
+/// `state`, `layers`, the queue's.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) directory: Directory,
     pub(super) room: Arc<Room>,
     pub(super) passing: Passing,
+    pub(super) owners: Owners,
     pub(super) metrics: StoreMetrics,
     pub(super) queue: Arc<Queue>,
     pub(super) host_id: String,
-    pub(super) evictions: broadcast::Sender<TaskId>,
+    pub(super) losses: broadcast::Sender<TaskId>,
     pub(super) tasks: Mutex<HashMap<TaskId, Arc<Record>>>,
     pub(super) layers: Mutex<HashMap<Digest, LayerDescriptor>>,
     /// The latest time of use that was given out.
@@ -52,10 +61,11 @@ impl Inner {
             directory,
             room,
             passing,
+            owners: Owners::default(),
             metrics: StoreMetrics::default(),
             queue,
             host_id,
-            evictions: broadcast::Sender::new(1024),
+            losses: broadcast::Sender::new(1024),
             tasks: Mutex::new(records.into_iter().map(|record| (record.id.clone(), record)).collect()),
             layers: Mutex::new(layers.into_iter().map(|layer| (layer.blob.clone(), layer)).collect()),
             clock: AtomicU64::new(clock),
@@ -107,11 +117,13 @@ impl Inner {
             self.forget_layers(&tasks, &record.id);
             freed
         };
-        self.room.give_back(freed);
+        self.room.give_back(freed.held);
+        self.room.freed(freed.holes);
         self.release_passing(record);
+        self.disown(record, 0..record.geometry.leaves());
         delete(record);
         record.bump();
-        Some(freed)
+        Some(freed.held)
     }
 
     /// Takes out a record whose data file is gone.
@@ -124,22 +136,45 @@ impl Inner {
 
     /// Forgets leaves that turned out to be bad.
     pub(super) fn drop_leaves(&self, record: &Arc<Record>, leaves: impl IntoIterator<Item = u32>) {
-        let freed = record.drop_leaves(leaves);
-        if freed > 0 {
-            self.room.give_back(freed);
+        let leaves: Vec<u32> = leaves.into_iter().collect();
+        let dropped = record.drop_leaves(leaves.iter().copied());
+        if dropped.leaves > 0 {
+            self.disown(record, leaves);
+            self.room.dropped(dropped);
             self.queue.changed(record, 0);
             record.bump();
+            self.announce(&record.id);
         }
     }
 
-    /// Tells of a task that is gone without anybody having asked for it.
+    /// The reverse of [`Record::pin`].
+    pub(super) fn unpin(&self, record: &Arc<Record>) {
+        if record.unpin() {
+            self.release_passing(record);
+        }
+    }
+
+    /// Why a record's file could not be opened.
+    pub(super) fn open_error(&self, record: &Arc<Record>, error: OpenError) -> StoreError {
+        match error {
+            OpenError::Io(e) if is_disk_full(&e) => self.full(record.geometry.len()),
+            OpenError::Io(e) => StoreError::io("open", &record.path)(e),
+            OpenError::Removed => removed(record),
+            OpenError::Lost => {
+                self.lost(record);
+                removed(record)
+            }
+        }
+    }
+
+    /// Tells of a task that lost leaves, or is gone.
     pub(super) fn announce(&self, id: &TaskId) {
         // An error only means that nobody listens.
-        self.evictions.send(id.clone()).ok();
+        self.losses.send(id.clone()).ok();
     }
 
     /// A time of use later than all before it: microseconds since 1970 unless the clock was set back.
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
         let before = self.clock.fetch_max(now, Ordering::Relaxed);

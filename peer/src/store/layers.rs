@@ -33,6 +33,9 @@ impl Inner {
             lost.filter_map(|part| tasks.get(&part).cloned()).collect()
         };
         let removed = lost.iter().filter_map(|record| {
+            if !unpinned_only || !record.is_pinned() {
+                self.bequeath(record);
+            }
             let freed = self.take_out(record, unpinned_only)?;
             self.announce(&record.id);
             Some(freed)

@@ -16,23 +16,55 @@ const BITMAP_LEN: usize = (BLOCK / 8) as usize;
 #[derive(Debug)]
 pub(super) struct Leaves {
     held: LeafSet,
+    /// Those of them whose bytes are in another task's file.
+    shared: LeafSet,
     /// Digests of the held leaves, by block; those of other leaves have no meaning.
     digests: BTreeMap<u32, Box<[LeafDigest; BLOCK as usize]>>,
     dirty: BTreeSet<u32>,
 }
 
 /// One block as it is stored; no bytes mean no row.
-pub(super) type BlockRow = (u32, Vec<u8>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BlockRows {
+    pub(super) block: u32,
+    /// The leaves in the own file: a bitmap, then their digests in order.
+    pub(super) own: Vec<u8>,
+    /// The leaves held by reference: a bitmap.
+    pub(super) shared: Vec<u8>,
+}
 
 impl Leaves {
     /// None of `leaves` leaves is held.
     pub(super) fn new(leaves: u32) -> Self {
-        Self { held: LeafSet::new(leaves), digests: BTreeMap::new(), dirty: BTreeSet::new() }
+        Self {
+            held: LeafSet::new(leaves),
+            shared: LeafSet::new(leaves),
+            digests: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        }
     }
 
     /// The held leaves.
     pub(super) fn held(&self) -> &LeafSet {
         &self.held
+    }
+
+    /// The held leaves whose bytes are in another task's file.
+    pub(super) fn shared(&self) -> &LeafSet {
+        &self.shared
+    }
+
+    /// Whether a leaf is held whose bytes are in another task's file.
+    pub(super) fn is_shared(&self, leaf: u32) -> bool {
+        self.shared.contains(leaf)
+    }
+
+    /// A held leaf is by reference from now on, or not any more.
+    pub(super) fn set_shared(&mut self, leaf: u32, shared: bool) {
+        let changed = if shared { self.shared.insert(leaf) } else { self.shared.remove(leaf) };
+        if changed {
+            self.dirty.insert(leaf / BLOCK);
+        }
     }
 
     /// A held leaf's digest.
@@ -59,6 +91,7 @@ impl Leaves {
     /// Drops a leaf; false if it was not held.
     pub(super) fn remove(&mut self, leaf: u32) -> bool {
         let removed = self.held.remove(leaf);
+        self.shared.remove(leaf);
         if removed {
             self.dirty.insert(leaf / BLOCK);
         }
@@ -75,8 +108,9 @@ impl Leaves {
     }
 
     /// The rows that have to be written; they count as written from now on.
-    pub(super) fn take_dirty(&mut self) -> Vec<BlockRow> {
-        std::mem::take(&mut self.dirty).into_iter().map(|block| (block, self.row(block))).collect()
+    pub(super) fn take_dirty(&mut self) -> Vec<BlockRows> {
+        let dirty = std::mem::take(&mut self.dirty).into_iter();
+        dirty.map(|block| BlockRows { block, own: self.row(block), shared: self.shared_row(block) }).collect()
     }
 
     /// The rows of these blocks were not written after all.
@@ -84,11 +118,21 @@ impl Leaves {
         self.dirty.extend(blocks);
     }
 
-    /// A bitmap of the held leaves, then the digests of these in order.
+    fn shared_row(&self, block: u32) -> Vec<u8> {
+        let mut bitmap = [0u8; BITMAP_LEN];
+        for leaf in self.held_in(block).filter(|leaf| self.is_shared(*leaf)) {
+            let at = (leaf % BLOCK) as usize;
+            if let Some(byte) = bitmap.get_mut(at / 8) {
+                *byte |= 1 << (at % 8);
+            }
+        }
+        if bitmap == [0; BITMAP_LEN] { Vec::new() } else { bitmap.to_vec() }
+    }
+
     fn row(&self, block: u32) -> Vec<u8> {
         let mut bitmap = [0u8; BITMAP_LEN];
         let mut digests = Vec::new();
-        for leaf in self.held_in(block) {
+        for leaf in self.held_in(block).filter(|leaf| !self.is_shared(*leaf)) {
             let at = (leaf % BLOCK) as usize;
             if let (Some(byte), Some(digest)) = (bitmap.get_mut(at / 8), self.digest(leaf)) {
                 *byte |= 1 << (at % 8);
@@ -96,6 +140,30 @@ impl Leaves {
             }
         }
         if digests.is_empty() { Vec::new() } else { [bitmap.as_slice(), &digests].concat() }
+    }
+
+    /// Adds what a row of leaves held by reference says, whose digests are known otherwise; false if it is no such row.
+    pub(super) fn load_shared(
+        &mut self,
+        block: u32,
+        row: &[u8],
+        digest: impl Fn(u32) -> Option<LeafDigest>,
+    ) -> bool {
+        if row.len() != BITMAP_LEN {
+            return false;
+        }
+        for (leaf, at) in block_leaves(block, u32::MAX).zip(0usize..) {
+            if row.get(at / 8).is_none_or(|byte| byte & (1 << (at % 8)) == 0) {
+                continue;
+            }
+            let Some(digest) = digest(leaf) else { return false };
+            // A leaf that is in the own file needs no other's.
+            if self.insert(leaf, digest) {
+                self.shared.insert(leaf);
+            }
+        }
+        self.dirty.remove(&block);
+        true
     }
 
     /// Adds what a row says; false if the row is no such row.
@@ -148,17 +216,24 @@ mod tests {
             let mut rows = BTreeMap::new();
             for (add, leaf) in ops {
                 if add { leaves.insert(leaf, digest(leaf)); } else { leaves.remove(leaf); }
+                if leaf % 5 == 0 && leaves.held().contains(leaf) {
+                    leaves.set_shared(leaf, leaf % 2 == 0);
+                }
                 if leaf % 7 == 0 {
-                    rows.extend(leaves.take_dirty());
+                    rows.extend(leaves.take_dirty().into_iter().map(|rows| (rows.block, rows)));
                 }
             }
-            rows.extend(leaves.take_dirty());
+            rows.extend(leaves.take_dirty().into_iter().map(|rows| (rows.block, rows)));
             let mut loaded = Leaves::new(count);
-            for (block, row) in rows.iter().filter(|(_, row)| !row.is_empty()) {
-                prop_assert!(loaded.load(*block, row));
+            for rows in rows.values() {
+                prop_assert!(rows.own.is_empty() || loaded.load(rows.block, &rows.own));
+            }
+            for rows in rows.values() {
+                prop_assert!(rows.shared.is_empty() || loaded.load_shared(rows.block, &rows.shared, |leaf| Some(digest(leaf))));
             }
             prop_assert!(loaded.take_dirty().is_empty());
             prop_assert_eq!(loaded.held(), leaves.held());
+            prop_assert_eq!(loaded.shared(), leaves.shared());
             for leaf in 0..count {
                 prop_assert_eq!(loaded.digest(leaf), leaves.held().contains(leaf).then(|| digest(leaf)));
             }
@@ -168,7 +243,8 @@ mod tests {
         fn refuses_rubbish(block in any::<u32>(), row in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut leaves = Leaves::new(1000);
             leaves.load(block, &row);
-            prop_assert!(leaves.held().count() <= 256);
+            leaves.load_shared(block, &row, |leaf| (leaf < 1000).then(|| digest(leaf)));
+            prop_assert!(leaves.held().count() <= 512);
         }
     }
 
@@ -177,6 +253,6 @@ mod tests {
         let mut long = Leaves::new(300);
         long.insert(299, digest(299));
         let rows = long.take_dirty();
-        assert!(!Leaves::new(299).load(1, &rows[0].1));
+        assert!(!Leaves::new(299).load(1, &rows[0].own));
     }
 }

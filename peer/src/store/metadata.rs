@@ -5,6 +5,7 @@
 //! | `tasks-1` | task id | generation u64, then kind u8: 0 and the length u64, or 1 and the encoded leaf table; little-endian |
 //! | `states-1` | task id | verified; last use in microseconds since 1970 |
 //! | `leaves-1` | task id, block | see [`super::leaves`] |
+//! | `shared-1` | task id, block | the leaves that are held by reference, see [`super::sharing`] |
 //! | `layers-1` | blob digest | layer descriptor as JSON |
 //! | `meta-1` | `host_id` | the host id |
 //!
@@ -26,6 +27,7 @@ use crate::{Digest, Geometry, LayerDescriptor, LeafTable, TaskId};
 const TASKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tasks-1");
 const STATES: TableDefinition<'_, &str, (bool, u64)> = TableDefinition::new("states-1");
 const LEAVES: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("leaves-1");
+const SHARED: TableDefinition<'_, (&str, u32), &[u8]> = TableDefinition::new("shared-1");
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers-1");
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta-1");
 const HOST_ID: &str = "host_id";
@@ -122,10 +124,13 @@ impl Changes<'_> {
         let mut tasks = transaction.open_table(TASKS)?;
         let mut states = transaction.open_table(STATES)?;
         let mut leaves = transaction.open_table(LEAVES)?;
+        let mut shared = transaction.open_table(SHARED)?;
         for id in self.removed {
             tasks.remove(id.as_str())?;
             states.remove(id.as_str())?;
-            leaves.retain_in((id.as_str(), 0)..=(id.as_str(), u32::MAX), |_, _| false)?;
+            let blocks = (id.as_str(), 0)..=(id.as_str(), u32::MAX);
+            leaves.retain_in(blocks.clone(), |_, _| false)?;
+            shared.retain_in(blocks, |_, _| false)?;
         }
         for task in self.tasks {
             let id = task.record.id.as_str();
@@ -133,11 +138,13 @@ impl Changes<'_> {
                 tasks.insert(id, encode(task.record.generation, &task.record.geometry).as_slice())?;
             }
             states.insert(id, (task.verified, task.last_use))?;
-            for (block, row) in &task.blocks {
-                if row.is_empty() {
-                    leaves.remove((id, *block))?;
-                } else {
-                    leaves.insert((id, *block), row.as_slice())?;
+            for rows in &task.blocks {
+                for (table, row) in [(&mut leaves, &rows.own), (&mut shared, &rows.shared)] {
+                    if row.is_empty() {
+                        table.remove((id, rows.block))?;
+                    } else {
+                        table.insert((id, rows.block), row.as_slice())?;
+                    }
                 }
             }
         }
@@ -205,6 +212,12 @@ fn load_tasks(transaction: &WriteTransaction) -> Result<Vec<LoadedTask>> {
     transaction.open_table(LEAVES)?.retain(|(id, block), row| match tasks.get_mut(id) {
         Some(task) => task.leaves.load(block, row),
         None => false,
+    })?;
+    transaction.open_table(SHARED)?.retain(|(id, block), row| match tasks.get_mut(id) {
+        Some(LoadedTask { leaves, geometry: Geometry::Table(table), .. }) => {
+            leaves.load_shared(block, row, |leaf| table.get(leaf).map(|entry| entry.digest))
+        }
+        _ => false,
     })?;
     Ok(tasks.into_values().collect())
 }

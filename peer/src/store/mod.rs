@@ -2,8 +2,8 @@
 //!
 //! It guarantees: a leaf that the store says it holds was durable with its digest before that was recorded, so nothing
 //! that was once recorded is fetched again after a crash, and nothing torn is ever taken for a leaf. Contents stay below
-//! the quota and leave the file system its minimum of free space: what was least recently used goes first, what is
-//! pinned stays.
+//! the quota and leave the file system its minimum of free space: the pieces that were least recently used go first, what
+//! is pinned stays.
 //!
 //! It does not guarantee that the newest half second survives a crash ([`Store::flush`] waits), nor that bytes read
 //! from a [`Place`] are right: whoever uses them checks the digest.
@@ -15,6 +15,7 @@ mod config;
 mod directory;
 mod entry;
 mod error;
+mod eviction;
 mod inner;
 mod layers;
 mod leaves;
@@ -25,6 +26,7 @@ mod queue;
 mod record;
 mod recovery;
 mod room;
+mod sharing;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -82,12 +84,18 @@ impl Store {
     /// store.
     pub fn open(config: &StoreConfig) -> Result<Self, StoreError> {
         let (directory, lock) = Directory::open(&config.dir)?;
-        let (metadata, loaded) = Metadata::open(&directory.metadata())?;
+        let (metadata, loaded) = match Metadata::open(&directory.metadata()) {
+            Err(error) if error.is_disk_full() && directory.use_reserve() => {
+                tracing::warn!("store: the disk is full; using the room that was set aside for that");
+                Metadata::open(&directory.metadata())?
+            }
+            opened => opened?,
+        };
         let queue = Arc::new(Queue::default());
         let host_id = loaded.host_id.clone();
         let recovered = recover(&directory, loaded, &queue)?;
         let used = recovered.records.iter().map(|record| record.held_bytes()).sum();
-        let room = Arc::new(Room::new(config.quota, config.min_free, used));
+        let room = Arc::new(Room::new(config, used));
         let passing = Passing::new(config.memory);
         let inner = Arc::new(Inner::new(directory, room.clone(), passing, queue.clone(), host_id, recovered));
         let run = move || queue.run(metadata, &room);
@@ -95,9 +103,9 @@ impl Store {
         let thread = thread.map_err(StoreError::io("start", "a thread"))?;
         let closer = Closer { inner: inner.clone(), running: Mutex::new(Some((thread, lock))) };
         let store = Self { inner, closer: Arc::new(closer) };
-        if let Err(e) = store.inner.make_room(0) {
-            tracing::warn!(error = %e, "store: over its limits");
-        }
+        store.inner.restore_shared();
+        store.keep_limits();
+        store.inner.directory.keep_reserve();
         Ok(store)
     }
 
@@ -130,6 +138,7 @@ impl Store {
             }
         };
         if record.geometry == geometry {
+            self.inner.adopt_all(&record);
             return Ok(self.entry(record));
         }
         // Whoever said how long it is was wrong then, or is now; what was never checked is no reason to refuse.
@@ -151,7 +160,10 @@ impl Store {
                 tracing::warn!(task = %id, %error, "store: the content will not be kept as a whole");
                 let record = Arc::new(self.inner.new_record(id, geometry.clone()).modest());
                 match self.inner.put_in(record.clone()) {
-                    Ok(()) => Ok(self.entry(record)),
+                    Ok(()) => {
+                        self.inner.adopt_all(&record);
+                        Ok(self.entry(record))
+                    }
                     Err(_) => self.create(id, geometry),
                 }
             }
@@ -159,16 +171,21 @@ impl Store {
         }
     }
 
-    /// Takes a task out, also a pinned one. Nothing happens if it is not there.
+    /// Takes a task out, also a pinned one; the bytes that it took. Nothing happens if it is not there.
     ///
     /// # Errors
     /// [`StoreError::Closed`].
-    pub fn remove(&self, id: &TaskId) -> Result<(), StoreError> {
+    pub fn remove(&self, id: &TaskId) -> Result<u64, StoreError> {
         self.inner.queue.check_open()?;
-        if let Some(record) = self.inner.get(id) {
-            self.inner.take_out(&record, false);
-        }
-        Ok(())
+        let Some(record) = self.inner.get(id) else { return Ok(0) };
+        self.inner.bequeath(&record);
+        Ok(self.inner.take_out(&record, false).unwrap_or(0))
+    }
+
+    /// A task's entry; does not count as use. Does not block.
+    pub fn peek(&self, id: &TaskId) -> Option<Arc<Entry>> {
+        let record = self.inner.tasks.lock().get(id).cloned()?;
+        Some(self.entry(record))
     }
 
     /// All entries; does not count as use. Does not block.
@@ -185,6 +202,31 @@ impl Store {
     /// Most bytes that contents may take. Does not block.
     pub fn quota(&self) -> u64 {
         self.inner.room.quota()
+    }
+
+    /// Evicts what is over the limits, for which others than this process may have cared: they share the file system.
+    pub fn keep_limits(&self) {
+        self.inner.keep_limits();
+    }
+
+    /// Evicts what was used least recently, as much as `bytes` if that much is not pinned; what it was.
+    pub fn evict(&self, bytes: u64) -> u64 {
+        self.inner.evict_now(bytes)
+    }
+
+    /// Bytes free on the store's file system.
+    pub fn free(&self) -> u64 {
+        self.inner.free()
+    }
+
+    /// Bytes of leaves that are only in memory. Does not block.
+    pub fn passing(&self) -> u64 {
+        self.inner.passing.bytes()
+    }
+
+    /// What the store counts. Does not block.
+    pub fn metrics(&self) -> &StoreMetrics {
+        &self.inner.metrics
     }
 
     /// Has the store's counters exported. Does not block.
@@ -266,10 +308,10 @@ impl Store {
         self.inner.known_layer(blob)
     }
 
-    /// Tells of tasks that are gone without [`Self::remove`]: evicted, or their file was lost. By the time that it is
-    /// read, a task may have been created again. Does not block; one who lags behind by 1024 is told so.
-    pub fn evictions(&self) -> broadcast::Receiver<TaskId> {
-        self.inner.evictions.subscribe()
+    /// Tells of tasks that have lost leaves, or are gone without [`Self::remove`]: evicted, or damaged. By the time that it
+    /// is read, a task may have them again. Does not block; one who lags behind by 1024 is told so.
+    pub fn losses(&self) -> broadcast::Receiver<TaskId> {
+        self.inner.losses.subscribe()
     }
 
     /// Waits until everything that was done before is durable.

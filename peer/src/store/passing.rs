@@ -42,6 +42,35 @@ impl Passing {
     }
 }
 
+impl Record {
+    /// Takes a leaf that is only in memory; false if the record was removed.
+    fn pass(&self, leaf: u32, digest: LeafDigest, bytes: Bytes) -> bool {
+        let mut state = self.state.lock();
+        if !state.removed {
+            state.unkept = true;
+            state.passing.insert(leaf, (digest, bytes));
+        }
+        !state.removed
+    }
+
+    /// Forgets a leaf that is only in memory; what it took, in bytes.
+    fn forget_passing(&self, leaf: u32) -> u64 {
+        self.state.lock().passing.remove(&leaf).map_or(0, |(_, bytes)| bytes.len() as u64)
+    }
+
+    /// Forgets all leaves that are only in memory; what they took, in bytes.
+    fn take_passing(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.unkept = false;
+        std::mem::take(&mut state.passing).values().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+
+    /// A leaf that is only in memory.
+    pub(super) fn passing(&self, leaf: u32) -> Option<Bytes> {
+        self.read(|state| state.passing.get(&leaf).map(|(_, bytes)| bytes.clone()))
+    }
+}
+
 impl Inner {
     /// Keeps a leaf in memory that could not be written because of `error`. Returns that if it is too long for it, or
     /// the record is out of the store.

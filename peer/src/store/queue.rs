@@ -17,7 +17,7 @@ use super::{
     StoreError,
     directory::sync_dir,
     metadata::{Changes, Metadata},
-    record::{Record, Snapshot},
+    record::{Record, Snapshot, bytes_of},
     room::Room,
 };
 use crate::{Digest, LayerDescriptor, TaskId};
@@ -224,7 +224,7 @@ impl Batch {
                 Ok(()) => synced.push(snapshot),
                 Err(e) => {
                     let record = snapshot.record.clone();
-                    room.give_back(record.not_synced(&snapshot));
+                    room.dropped(record.not_synced(&snapshot));
                     record.bump();
                     outcome.failure = Some(format!("cannot sync {}: {e}", record.path.display()));
                     outcome.again.changed.insert(record.generation, record);
@@ -233,8 +233,20 @@ impl Batch {
         }
         let changes = Changes { removed: &self.removed, tasks: &synced, layers: &self.layers };
         if let Err(e) = metadata.commit(&changes) {
-            synced.iter().for_each(|snapshot| snapshot.record.not_written(snapshot));
+            for snapshot in &synced {
+                snapshot.record.not_written(snapshot);
+                if snapshot.record.is_removed() {
+                    room.freed(bytes_of(&snapshot.record.geometry, &snapshot.holes));
+                }
+            }
             return Outcome { failure: Some(e.to_string()), again: self };
+        }
+        for Snapshot { record, holes, .. } in &synced {
+            if let Err(error) = record.punch(holes) {
+                let file = record.path.display();
+                tracing::warn!(%error, %file, "store: the room of evicted leaves cannot be freed");
+            }
+            room.freed(bytes_of(&record.geometry, holes));
         }
         outcome
     }

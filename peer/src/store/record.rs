@@ -1,7 +1,7 @@
 //! What the store knows of one task. Entries are handles on it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt,
@@ -18,9 +18,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
+    StoreError,
     checks::Checks,
     directory::make_private,
-    leaves::{BlockRow, Leaves},
+    leaves::{BlockRows, Leaves},
 };
 use crate::{Geometry, LeafDigest, LeafSet, TaskId};
 
@@ -46,24 +47,30 @@ pub(super) struct Record {
     pub(super) write: Mutex<()>,
     /// Open as long as somebody uses it.
     file: Mutex<Weak<File>>,
-    /// In microseconds since 1970, never twice the same.
+    /// When the task was last asked for. Times are in microseconds since 1970, never twice the same.
+    asked: AtomicU64,
+    /// When anything of it was last used.
     last_use: AtomicU64,
     saved_use: AtomicU64,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
     checks: Mutex<Checks>,
 }
 
 #[derive(Debug)]
-struct State {
-    leaves: Leaves,
+pub(super) struct State {
+    pub(super) leaves: Leaves,
     /// Leaves that are only in memory.
-    passing: BTreeMap<u32, (LeafDigest, Bytes)>,
+    pub(super) passing: BTreeMap<u32, (LeafDigest, Bytes)>,
     /// A leaf could not be kept since the record was last unpinned.
-    unkept: bool,
+    pub(super) unkept: bool,
     held_bytes: u64,
     verified: bool,
-    removed: bool,
-    pins: usize,
+    pub(super) removed: bool,
+    pub(super) pins: usize,
+    /// When a piece was last used.
+    pub(super) uses: BTreeMap<u32, u64>,
+    /// Leaves that are not held any more but whose bytes are still in the file.
+    pub(super) holes: BTreeSet<u32>,
     /// The task's own row is not written yet.
     new_row: bool,
     /// The data file's name is not durable yet.
@@ -81,7 +88,20 @@ pub(super) struct Snapshot {
     pub(super) unsynced: Option<Arc<File>>,
     pub(super) verified: bool,
     pub(super) last_use: u64,
-    pub(super) blocks: Vec<BlockRow>,
+    /// Leaves whose bytes can be freed once this is committed.
+    pub(super) holes: BTreeSet<u32>,
+    pub(super) blocks: Vec<BlockRows>,
+}
+
+/// What was given up, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// How many leaves; the rest is of those that were in the own file.
+    pub(super) leaves: u32,
+    /// What they took.
+    pub(super) held: u64,
+    /// Of these, what is still on the disk until their rows are committed.
+    pub(super) holes: u64,
 }
 
 /// Why a data file could not be opened.
@@ -126,6 +146,8 @@ impl Record {
             verified,
             removed: false,
             pins: 0,
+            uses: BTreeMap::new(),
+            holes: BTreeSet::new(),
             new_row: false,
             new_file: false,
             unsynced: None,
@@ -140,6 +162,7 @@ impl Record {
             changes: watch::Sender::new(0),
             write: Mutex::new(()),
             file: Mutex::new(Weak::new()),
+            asked: AtomicU64::new(last_use),
             last_use: AtomicU64::new(last_use),
             saved_use: AtomicU64::new(last_use),
             state: Mutex::new(state),
@@ -153,7 +176,8 @@ impl Record {
         if let Some(file) = shared.upgrade() {
             return Ok(file);
         }
-        let (removed, empty) = self.read(|state| (state.removed, state.leaves.held().count() == 0));
+        let own = |leaves: &Leaves| leaves.held().count() - leaves.shared().count();
+        let (removed, empty) = self.read(|state| (state.removed, own(&state.leaves) == 0));
         if removed {
             return Err(OpenError::Removed);
         }
@@ -180,33 +204,6 @@ impl Record {
             state.unsynced = Some(file.clone());
         }
         true
-    }
-
-    /// Takes a leaf that is only in memory; false if the record was removed.
-    pub(super) fn pass(&self, leaf: u32, digest: LeafDigest, bytes: Bytes) -> bool {
-        let mut state = self.state.lock();
-        if !state.removed {
-            state.unkept = true;
-            state.passing.insert(leaf, (digest, bytes));
-        }
-        !state.removed
-    }
-
-    /// Forgets a leaf that is only in memory; what it took, in bytes.
-    pub(super) fn forget_passing(&self, leaf: u32) -> u64 {
-        self.state.lock().passing.remove(&leaf).map_or(0, |(_, bytes)| bytes.len() as u64)
-    }
-
-    /// Forgets all leaves that are only in memory; what they took, in bytes.
-    pub(super) fn take_passing(&self) -> u64 {
-        let mut state = self.state.lock();
-        state.unkept = false;
-        std::mem::take(&mut state.passing).values().map(|(_, bytes)| bytes.len() as u64).sum()
-    }
-
-    /// A leaf that is only in memory.
-    pub(super) fn passing(&self, leaf: u32) -> Option<Bytes> {
-        self.read(|state| state.passing.get(&leaf).map(|(_, bytes)| bytes.clone()))
     }
 
     /// Whether leaves could not be kept since the record was last unpinned.
@@ -237,8 +234,40 @@ impl Record {
         })
     }
 
-    /// Forgets leaves whose bytes are bad; what they took, in bytes.
-    pub(super) fn drop_leaves(&self, leaves: impl IntoIterator<Item = u32>) -> u64 {
+    /// Notes that a leaf is held by reference; false if it is held already, or the record was removed.
+    pub(super) fn adopt(&self, leaf: u32, digest: LeafDigest) -> bool {
+        let mut state = self.state.lock();
+        let adopted = !state.removed && state.leaves.insert(leaf, digest);
+        if adopted {
+            state.leaves.set_shared(leaf, true);
+        }
+        adopted
+    }
+
+    /// A leaf of the own file is held by reference from now on.
+    pub(super) fn share(&self, leaf: u32) -> Dropped {
+        let mut state = self.state.lock();
+        let held = leaf_len(&self.geometry, leaf);
+        state.leaves.set_shared(leaf, true);
+        state.held_bytes -= held;
+        let holes = if state.holes.insert(leaf) { held } else { 0 };
+        Dropped { leaves: 0, held, holes }
+    }
+
+    /// Notes that a leaf held by reference is in the own file now; false if it is not held any more.
+    pub(super) fn inherit(&self, leaf: u32, len: u64, file: &Arc<File>) -> bool {
+        let mut state = self.state.lock();
+        let inherited = !state.removed && state.leaves.is_shared(leaf);
+        if inherited {
+            state.leaves.set_shared(leaf, false);
+            state.held_bytes += len;
+            state.unsynced = Some(file.clone());
+        }
+        inherited
+    }
+
+    /// Forgets leaves whose bytes are bad.
+    pub(super) fn drop_leaves(&self, leaves: impl IntoIterator<Item = u32>) -> Dropped {
         self.state.lock().drop_leaves(&self.geometry, leaves)
     }
 
@@ -259,9 +288,9 @@ impl Record {
         state.verified
     }
 
-    /// Takes everything from the record; the bytes it held, or `None` if it is pinned (and `unpinned_only`) or was
-    /// removed before.
-    pub(super) fn retire(&self, unpinned_only: bool) -> Option<u64> {
+    /// Takes everything from the record; what it held, and what waited to be freed; `None` if it is pinned (and
+    /// `unpinned_only`) or was removed before.
+    pub(super) fn retire(&self, unpinned_only: bool) -> Option<Dropped> {
         let mut state = self.state.lock();
         if state.removed || (unpinned_only && state.pins > 0) {
             return None;
@@ -270,7 +299,8 @@ impl Record {
         state.verified = false;
         state.unsynced = None;
         state.leaves = Leaves::new(self.geometry.leaves());
-        Some(std::mem::take(&mut state.held_bytes))
+        let holes = bytes_of(&self.geometry, &std::mem::take(&mut state.holes));
+        Some(Dropped { leaves: 0, held: std::mem::take(&mut state.held_bytes), holes })
     }
 
     /// Counts one more that keeps the record from eviction.
@@ -315,15 +345,29 @@ impl Record {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
+    /// When the task was last asked for: its pieces were used no earlier.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
     pub(super) fn last_use(&self) -> u64 {
         self.last_use.load(Ordering::Relaxed)
     }
 
-    /// Notes a use; true if the stored time is too old by now.
+    /// Notes that the task is asked for; true if the stored time is too old by now.
     pub(super) fn touch(&self, now: u64) -> bool {
+        self.asked.fetch_max(now, Ordering::Relaxed);
         self.last_use.fetch_max(now, Ordering::Relaxed);
         let lag = Duration::from_micros(now.saturating_sub(self.saved_use.load(Ordering::Relaxed)));
         lag > USE_LAG
+    }
+
+    /// Notes that a leaf was used.
+    pub(super) fn touch_leaf(&self, leaf: u32, now: u64) {
+        self.last_use.fetch_max(now, Ordering::Relaxed);
+        if let Some(piece) = self.geometry.piece_of(leaf) {
+            self.state.lock().uses.insert(piece, now);
+        }
     }
 
     /// Whether the stored time of last use is not the true one.
@@ -346,15 +390,16 @@ impl Record {
             unsynced: state.unsynced.take(),
             verified: state.verified,
             last_use,
+            holes: std::mem::take(&mut state.holes),
             blocks: state.leaves.take_dirty(),
         })
     }
 
-    /// A snapshot's bytes were not made durable: drops all leaves that may be among them; returns what they took.
+    /// A snapshot's bytes were not made durable: drops all leaves that may be among them.
     ///
     /// The kernel reports a failed write-back once and forgets the pages, so the next sync would succeed. Whatever was
     /// written since the last good sync is in doubt, also what came after the snapshot.
-    pub(super) fn not_synced(&self, snapshot: &Snapshot) -> u64 {
+    pub(super) fn not_synced(&self, snapshot: &Snapshot) -> Dropped {
         let _no_writer = self.write.lock();
         self.not_written(snapshot);
         let mut state = self.state.lock();
@@ -365,15 +410,18 @@ impl Record {
     /// A snapshot was not committed: the next one has to hold it too.
     pub(super) fn not_written(&self, snapshot: &Snapshot) {
         let mut state = self.state.lock();
+        if !state.removed {
+            state.holes.extend(&snapshot.holes);
+        }
         state.new_row |= snapshot.new_row;
         state.new_file |= snapshot.new_file;
         if state.unsynced.is_none() && !state.removed {
             state.unsynced.clone_from(&snapshot.unsynced);
         }
-        state.leaves.not_written(snapshot.blocks.iter().map(|(block, _)| *block));
+        state.leaves.not_written(snapshot.blocks.iter().map(|rows| rows.block));
     }
 
-    fn read<T>(&self, ask: impl FnOnce(&State) -> T) -> T {
+    pub(super) fn read<T>(&self, ask: impl FnOnce(&State) -> T) -> T {
         ask(&self.state.lock())
     }
 }
@@ -381,16 +429,39 @@ impl Record {
 impl State {
     fn count_bytes(&mut self, geometry: &Geometry) {
         let held = self.leaves.held().ranges().into_iter().flatten();
+        let held = held.filter(|leaf| !self.leaves.is_shared(*leaf));
         self.held_bytes = held.map(|leaf| leaf_len(geometry, leaf)).sum();
     }
 
-    fn drop_leaves(&mut self, geometry: &Geometry, leaves: impl IntoIterator<Item = u32>) -> u64 {
-        let dropped = leaves.into_iter().filter(|leaf| self.leaves.remove(*leaf));
-        let freed: u64 = dropped.map(|leaf| leaf_len(geometry, leaf)).sum();
-        self.verified &= freed == 0;
-        self.held_bytes -= freed;
-        freed
+    pub(super) fn drop_leaves(
+        &mut self,
+        geometry: &Geometry,
+        leaves: impl IntoIterator<Item = u32>,
+    ) -> Dropped {
+        let mut dropped = Dropped::default();
+        for leaf in leaves {
+            let shared = self.leaves.is_shared(leaf);
+            if !self.leaves.remove(leaf) {
+                continue;
+            }
+            self.verified = false;
+            dropped.leaves += 1;
+            if shared {
+                continue;
+            }
+            dropped.held += leaf_len(geometry, leaf);
+            if self.holes.insert(leaf) {
+                dropped.holes += leaf_len(geometry, leaf);
+            }
+        }
+        self.held_bytes -= dropped.held;
+        dropped
     }
+}
+
+/// Stored length of leaves, in bytes.
+pub(super) fn bytes_of<'a>(geometry: &Geometry, leaves: impl IntoIterator<Item = &'a u32>) -> u64 {
+    leaves.into_iter().map(|leaf| leaf_len(geometry, *leaf)).sum()
 }
 
 /// A leaf's stored length in bytes.
@@ -404,7 +475,7 @@ fn open_data(path: &std::path::Path, make: bool) -> io::Result<File> {
     match options.open(path) {
         Err(e) if make && e.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().ok_or(e)?;
-            make_private(parent).map_err(io::Error::other)?;
+            make_private(parent).map_err(StoreError::into_io)?;
             options.open(path)
         }
         opened => opened,

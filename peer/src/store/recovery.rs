@@ -54,7 +54,7 @@ fn recover_task(directory: &Directory, mut task: LoadedTask) -> Result<Option<(R
     };
     let held: Vec<u32> = task.leaves.held().ranges().into_iter().flatten().collect();
     let mut corrected = false;
-    for leaf in held {
+    for leaf in held.into_iter().filter(|leaf| !task.leaves.is_shared(*leaf)).collect::<Vec<_>>() {
         if task.geometry.leaf_range(leaf).is_none_or(|range| range.end > file_len) {
             corrected |= task.leaves.remove(leaf);
         }

@@ -4,15 +4,17 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use parking_lot::Mutex;
 
-use super::{StoreError, error::is_disk_full, inner::Inner, record::Record};
+use super::{
+    StoreConfig, StoreError,
+    error::is_disk_full,
+    inner::Inner,
+    record::{Dropped, Record},
+};
 use crate::TaskId;
 
 /// The room that contents may take and do take. An entry takes the stored length of its held leaves.
@@ -20,7 +22,11 @@ use crate::TaskId;
 pub(super) struct Room {
     quota: u64,
     min_free: u64,
+    /// How far below its limits the store goes once it has to evict.
+    ahead: u64,
     used: AtomicU64,
+    /// Bytes that are not held any more and will soon be free on the disk.
+    freeing: AtomicU64,
     /// Held while room is made, so that two do not evict for the same want.
     making: Mutex<()>,
 }
@@ -33,8 +39,15 @@ pub(super) struct Reserved<'a> {
 }
 
 impl Room {
-    pub(super) fn new(quota: u64, min_free: u64, used: u64) -> Self {
-        Self { quota, min_free, used: AtomicU64::new(used), making: Mutex::new(()) }
+    pub(super) fn new(config: &StoreConfig, used: u64) -> Self {
+        Self {
+            quota: config.quota,
+            min_free: config.min_free,
+            ahead: config.evict_ahead.min(config.quota / 10),
+            used: AtomicU64::new(used),
+            freeing: AtomicU64::new(0),
+            making: Mutex::new(()),
+        }
     }
 
     pub(super) fn quota(&self) -> u64 {
@@ -48,6 +61,17 @@ impl Room {
     /// `bytes` are no longer stored.
     pub(super) fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Leaves are no longer held.
+    pub(super) fn dropped(&self, dropped: Dropped) {
+        self.give_back(dropped.held);
+        self.freeing.fetch_add(dropped.holes, Ordering::Relaxed);
+    }
+
+    /// What was not held any more is free on the disk.
+    pub(super) fn freed(&self, holes: u64) {
+        self.freeing.fetch_sub(holes, Ordering::Relaxed);
     }
 }
 
@@ -83,28 +107,40 @@ impl Inner {
         self.make_room_locked(bytes, None)
     }
 
-    /// Writes bytes for which room is reserved. If the file system is full in spite of its own numbers, evicts and tries
-    /// once more.
+    /// Writes bytes for which room is reserved.
     pub(super) fn write(
         &self,
         file: &File,
         path: &Path,
         bytes: &[u8],
         offset: u64,
-        of: Option<&Record>,
     ) -> Result<(), StoreError> {
-        let needed = bytes.len() as u64;
-        let written = match file.write_all_at(bytes, offset) {
-            Err(e) if is_disk_full(&e) && self.evict(needed, of) => file.write_all_at(bytes, offset),
-            written => written,
-        };
-        written
-            .map_err(|e| if is_disk_full(&e) { self.full(needed) } else { StoreError::io("write", path)(e) })
+        file.write_all_at(bytes, offset).map_err(|e| match is_disk_full(&e) {
+            true => self.full(bytes.len() as u64),
+            false => StoreError::io("write", path)(e),
+        })
     }
 
-    fn evict(&self, bytes: u64, of: Option<&Record>) -> bool {
+    /// Writing failed although there seemed to be room: evicts and waits until that is free. False if it cannot be. The
+    /// caller holds no locks.
+    pub(super) fn free_up(&self, error: &StoreError, of: Option<&Record>) -> bool {
+        let StoreError::Full { needed, .. } = error else { return false };
+        let evicted = of.is_none_or(|record| record.evicts) && {
+            let _making = self.room.making.lock();
+            self.room.freeing.load(Ordering::Relaxed) >= *needed
+                || self.evict_pieces(*needed, needed + self.room.ahead, of.map(|record| &record.id))
+        };
+        // Without room for the metadata either, only whole files can make some.
+        evicted && (self.queue.flush().is_ok() || self.evict_oldest(of))
+    }
+
+    /// Evicts as much as is necessary and possible to be below the limits.
+    pub(super) fn keep_limits(&self) {
         let _making = self.room.making.lock();
-        of.is_none_or(|record| record.evicts) && self.evict_locked(bytes, of.map(|record| &record.id))
+        let wanted = self.wanted(0);
+        if wanted > 0 && !self.evict_pieces(0, wanted + self.room.ahead, None) {
+            tracing::debug!(wanted, "store: over its limits");
+        }
     }
 
     /// The error that says how full everything is.
@@ -121,42 +157,31 @@ impl Inner {
     /// Bytes that have to go before `bytes` more fit.
     fn wanted(&self, bytes: u64) -> u64 {
         let over_quota = self.room.used().saturating_add(bytes).saturating_sub(self.room.quota);
-        let short_on_disk = self.room.min_free.saturating_add(bytes).saturating_sub(self.free());
+        let short_on_disk = self.room.min_free.saturating_add(bytes).saturating_sub(self.soon_free());
         over_quota.max(short_on_disk)
     }
 
     fn make_room_locked(&self, bytes: u64, of: Option<&TaskId>) -> Result<(), StoreError> {
         let wanted = self.wanted(bytes);
-        if wanted == 0 || self.evict_locked(wanted, of) { Ok(()) } else { Err(self.full(bytes)) }
+        let upto = wanted + self.room.ahead;
+        if wanted == 0 || self.evict_pieces(wanted, upto, of) { Ok(()) } else { Err(self.full(bytes)) }
     }
 
-    /// Evicts unpinned tasks, least recently used first, until they are worth `wanted` bytes.
-    fn evict_locked(&self, wanted: u64, of: Option<&TaskId>) -> bool {
-        let mut candidates: Vec<(u64, u64, Arc<Record>)> = self.records(|record| {
-            let held = record.held_bytes();
-            let evictable = held > 0 && !record.is_pinned() && Some(&record.id) != of;
-            evictable.then(|| (record.last_use(), held, record.clone()))
-        });
-        if candidates.iter().map(|(_, held, _)| held).sum::<u64>() < wanted {
-            return false;
-        }
-        candidates.sort_unstable_by_key(|(last_use, ..)| *last_use);
-        let mut freed = 0;
-        for (_, _, record) in candidates {
-            if freed >= wanted {
-                break;
-            }
-            if let Some(bytes) = self.take_out(&record, true) {
-                freed += bytes;
-                tracing::debug!(task = %record.id, bytes, "store: evicted");
-                self.announce(&record.id);
-            }
-        }
-        freed >= wanted
+    /// Bytes free on the file system, with those that are about to be.
+    fn soon_free(&self) -> u64 {
+        self.free().saturating_add(self.room.freeing.load(Ordering::Relaxed))
+    }
+
+    /// Evicts up to `bytes`; what was evicted.
+    pub(super) fn evict_now(&self, bytes: u64) -> u64 {
+        let _making = self.room.making.lock();
+        let before = self.room.used();
+        self.evict_pieces(0, bytes, None);
+        before.saturating_sub(self.room.used())
     }
 
     /// Bytes free on the file system; unlimited if it cannot say, since a write will tell.
-    fn free(&self) -> u64 {
+    pub(super) fn free(&self) -> u64 {
         self.directory.free().unwrap_or_else(|e| {
             tracing::warn!(error = %e, "store: cannot ask the file system for its free space");
             u64::MAX

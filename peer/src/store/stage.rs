@@ -57,11 +57,19 @@ impl Stage {
     /// [`StoreError::Full`] if there is no room for it; the stage is as it was.
     pub fn append(&mut self, leaf: &[u8]) -> Result<(), StoreError> {
         self.store.queue.check_open()?;
-        let room = self.store.reserve(leaf.len() as u64, None)?;
-        self.store.write(&self.file, &self.path, leaf, self.len, None)?;
-        room.keep();
+        match self.write(leaf) {
+            Err(error) if self.store.free_up(&error, None) => self.write(leaf)?,
+            written => written?,
+        }
         self.len += leaf.len() as u64;
         self.leaves.push(StagedLeaf { len: leaf.len(), digest: leaf_digest(leaf) });
+        Ok(())
+    }
+
+    fn write(&self, leaf: &[u8]) -> Result<(), StoreError> {
+        let room = self.store.reserve(leaf.len() as u64, None)?;
+        self.store.write(&self.file, &self.path, leaf, self.len)?;
+        room.keep();
         Ok(())
     }
 
@@ -97,12 +105,18 @@ impl Stage {
         place(&self.path, &record.path).map_err(StoreError::io("write", &record.path))?;
         self.path.clone_from(&record.path);
         record.filled(self.leaves.iter().map(|leaf| leaf.digest));
+        let shared = self.store.share_all(&record);
+        self.len -= shared.held;
         match self.store.put_in(record.clone()) {
             Ok(()) => {
                 self.became_entry = true;
+                self.store.own_all(&record);
                 Ok(record)
             }
-            Err(first) => Ok(first),
+            Err(first) => {
+                self.store.room.freed(shared.holes);
+                Ok(first)
+            }
         }
     }
 
@@ -137,7 +151,7 @@ impl Drop for Stage {
 fn place(from: &Path, to: &Path) -> io::Result<()> {
     if let Err(e) = fs::rename(from, to) {
         let parent = to.parent().filter(|_| e.kind() == io::ErrorKind::NotFound).ok_or(e)?;
-        make_private(parent).map_err(io::Error::other)?;
+        make_private(parent).map_err(StoreError::into_io)?;
         fs::rename(from, to)?;
     }
     to.ancestors().skip(1).take(2).try_for_each(sync_dir)

@@ -83,10 +83,10 @@ fn a_task_whose_file_is_gone_is_gone() {
     store.flush().unwrap();
     fs::remove_file(data_file(dir.path())).unwrap();
     // While the store is open, the loss shows when the file is next opened.
-    let mut evictions = store.evictions();
+    let mut losses = store.losses();
     let entry = store.get(&a.id).unwrap();
     assert!(matches!(entry.read_leaf(0), Err(StoreError::Removed(_))));
-    assert_eq!(evictions.try_recv().unwrap(), a.id);
+    assert_eq!(losses.try_recv().unwrap(), a.id);
     assert!(store.get(&a.id).is_none());
 
     b.fill(&store);

@@ -35,10 +35,15 @@ fn a_full_disk_refuses_leaves_and_loses_none() {
     drop((pin, entry_a));
     store.flush().unwrap();
     assert!(write(failed).is_none(), "it gets its room from the other, which nobody holds any more");
-    assert!(store.get(&a.id).is_none());
+    // Nothing is left of it where the metadata found no room either.
+    let left = store.get(&a.id);
+    if let Some(left) = &left {
+        assert!((1..100).contains(&left.held()));
+        a.check(left);
+    }
     b.check(&entry_b);
     store.flush().unwrap();
-    drop((store, entry_b));
+    drop((store, entry_b, left));
     assert_eq!(open(dir.path()).get(&b.id).unwrap().have_ranges(), [0..failed + 1]);
 }
 
@@ -48,13 +53,14 @@ fn a_file_system_that_is_full_against_its_own_numbers_costs_an_old_task() {
     let store = open(dir.path());
     let [old, new] = [1, 2].map(|number| Sample::layer(number, &[100]).fill(&store));
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let write = || store.inner.write(&full, Path::new("/dev/full"), &[0; 10], 0, None);
+    let error = store.inner.write(&full, Path::new("/dev/full"), &[0; 10], 0).unwrap_err();
+    assert!(matches!(error, StoreError::Full { needed: 10, .. }));
     for entry in [old, new] {
         assert!(!entry.is_removed());
-        assert!(matches!(write(), Err(StoreError::Full { needed: 10, .. })));
+        assert!(store.inner.free_up(&error, None));
         assert!(entry.is_removed());
     }
-    assert!(matches!(write(), Err(StoreError::Full { used: 0, .. })));
+    assert!(!store.inner.free_up(&error, None));
 }
 
 #[test]
@@ -201,6 +207,11 @@ fn what_the_disk_does_not_take_is_kept_in_memory_for_a_while() {
     assert!(!entry.has(280) && !entry.is_unkept(), "nobody reads it any more");
     assert_eq!(u64::from(entry.held()), kept);
     sample.check(&entry);
+    drop((store, entry));
+    let store = Store::open(&config).unwrap();
+    let entry = store.get(&sample.id).unwrap();
+    assert_eq!(u64::from(entry.held()), kept, "it starts on a full disk, too");
+    sample.check(&entry);
 }
 
 #[test]
@@ -216,4 +227,29 @@ fn a_content_that_does_not_fit_evicts_nobody() {
     large.check(&entry);
     assert!(!old.is_removed());
     check_used(&store);
+}
+
+#[test]
+fn when_others_fill_the_disk_the_store_gives_way() {
+    if !is_root() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let _mounted = tmpfs(dir.path(), "size=32m");
+    let mut config = config(dir.path(), 1 << 40);
+    config.min_free = 8 * MIB;
+    let store = Store::open(&config).unwrap();
+    let samples = [1, 2].map(|number| Sample::layer(number, &[LEAF; 100]));
+    let [old, new] = samples.each_ref().map(|sample| sample.fill(&store));
+    let pin = new.pin();
+    fs::write(dir.path().join("filler"), vec![0; 8 * MIB as usize]).unwrap();
+    let mut losses = store.losses();
+    store.keep_limits();
+    store.flush().unwrap();
+    assert!((1..100).contains(&old.held()), "a part of it: {}", old.held());
+    assert_eq!((new.held(), losses.try_recv().unwrap()), (100, old.id().clone()));
+    let stat = rustix::fs::statvfs(dir.path()).unwrap();
+    assert!(stat.f_bavail * stat.f_frsize >= 8 * MIB);
+    samples.iter().zip([&old, &new]).for_each(|(sample, entry)| sample.check(entry));
+    drop(pin);
 }

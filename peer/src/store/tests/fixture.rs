@@ -120,7 +120,7 @@ pub(super) fn descriptor(index: &[u8], leaves: &Sample) -> LayerDescriptor {
 }
 
 pub(super) fn config(dir: &Path, quota: u64) -> StoreConfig {
-    StoreConfig { dir: dir.join("store"), quota, min_free: 0, memory: 64 << 20 }
+    StoreConfig { dir: dir.join("store"), quota, min_free: 0, evict_ahead: 0, ..StoreConfig::default() }
 }
 
 /// A store with room enough; dropped with its directory.

@@ -127,7 +127,7 @@ fn a_removed_layer_gives_its_bytes_back_but_not_those_of_another() {
     }
     let used = store.used();
     let pin = store.get(&one.id).unwrap().pin();
-    let mut gone = store.evictions();
+    let mut gone = store.losses();
     let freed = store.remove_layer(&layers[0].blob).unwrap();
     assert_eq!((freed, store.used()), (110 + layers[0].table_len, used - freed));
     assert_eq!(store.remove_layer(&layers[0].blob).unwrap(), 0);

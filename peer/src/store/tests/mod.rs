@@ -12,3 +12,4 @@ mod kill;
 mod layers;
 mod mounts;
 mod quota;
+mod sharing;

@@ -2,8 +2,11 @@
 
 use tempfile::TempDir;
 
-use super::fixture::{Sample, check_used, config, files};
-use crate::store::{Store, StoreError};
+use super::fixture::{Sample, check_used, config, descriptor, files, small};
+use crate::{
+    LEAF_LEN,
+    store::{Store, StoreError},
+};
 
 fn store(quota: u64) -> (Store, TempDir) {
     let dir = TempDir::new().unwrap();
@@ -14,15 +17,15 @@ fn store(quota: u64) -> (Store, TempDir) {
 fn the_least_recently_used_goes_first() {
     let (store, dir) = store(300);
     let [a, b, c, d] = [1, 2, 3, 4].map(|number| Sample::layer(number, &[60, 40]));
-    let mut evictions = store.evictions();
+    let mut losses = store.losses();
     for sample in [&a, &b, &c] {
         sample.fill(&store);
     }
     assert_eq!(store.used(), 300);
     store.get(&a.id).unwrap();
     d.fill(&store);
-    assert_eq!(evictions.try_recv().unwrap(), b.id);
-    assert!(evictions.try_recv().is_err(), "no more than was necessary");
+    assert_eq!(losses.try_recv().unwrap(), b.id);
+    assert!(losses.try_recv().is_err(), "no more than was necessary");
     assert!(store.get(&b.id).is_none());
     for sample in [&a, &c, &d] {
         sample.check(&store.get(&sample.id).unwrap());
@@ -147,4 +150,88 @@ fn many_writers_stay_below_the_quota() {
     let held = store.entries().iter().filter(|entry| entry.held() > 0).count();
     store.flush().unwrap();
     assert_eq!(files(&dir.path().join("store/content")).len(), held);
+}
+
+/// Blocks on the disk that the only data file takes, in bytes.
+fn allocated(dir: &TempDir) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let content = dir.path().join("store/content");
+    let blocks = files(&content).into_iter().map(|(path, _)| content.join(path).metadata().unwrap().blocks());
+    blocks.sum::<u64>() * 512
+}
+
+#[test]
+fn the_piece_that_was_not_used_for_longest_goes_first() {
+    const LEAF: u64 = LEAF_LEN as u64;
+    let (store, dir) = store(41 * LEAF);
+    let a = Sample::leaves(1, 40);
+    let entry = a.fill(&store);
+    store.flush().unwrap();
+    assert!(allocated(&dir) >= 40 * LEAF);
+    entry.read_leaf(3).unwrap();
+    let (changes, mut losses) = (entry.changes(), store.losses());
+    Sample::layer(2, &[LEAF_LEN; 2]).fill(&store);
+    assert_eq!(entry.have_ranges(), [0..16, 32..40], "the second piece went");
+    assert!(changes.has_changed().unwrap() && !entry.is_verified());
+    assert_eq!(losses.try_recv().unwrap(), a.id);
+    assert!(matches!(entry.read_leaf(20), Err(StoreError::NotHeld { .. })));
+    check_used(&store);
+    store.flush().unwrap();
+    assert!(allocated(&dir) <= 27 * LEAF, "its bytes went, too: {}", allocated(&dir));
+
+    a.write(&entry, 20);
+    let pin = entry.pin();
+    a.check(&entry);
+    drop((store, entry, pin));
+    let store = Store::open(&config(dir.path(), 41 * LEAF)).unwrap();
+    let entry = store.get(&a.id).unwrap();
+    assert_eq!(entry.have_ranges(), [0..16, 20..21, 32..40]);
+    a.check(&entry);
+}
+
+#[test]
+fn what_is_written_again_before_its_room_was_freed_stays() {
+    let (store, _dir) = store(20 * u64::from(LEAF_LEN));
+    let a = Sample::leaves(1, 20);
+    let entry = a.fill(&store);
+    {
+        let _between_batches = store.inner.queue.pause.lock();
+        assert!(store.inner.evict_pieces(1, 1, None));
+        assert_eq!(entry.have_ranges(), [16..20]);
+        a.write(&entry, 3);
+    }
+    store.flush().unwrap();
+    assert_eq!(entry.have_ranges(), [3..4, 16..20]);
+    a.check(&entry);
+}
+
+#[test]
+fn once_room_is_needed_a_little_more_is_made() {
+    let dir = TempDir::new().unwrap();
+    let mut config = config(dir.path(), 1000);
+    config.evict_ahead = 1 << 30;
+    let store = Store::open(&config).unwrap();
+    (0..10).for_each(|number| drop(Sample::layer(number, &[100]).fill(&store)));
+    assert_eq!(store.used(), 1000);
+    Sample::layer(10, &[10]).fill(&store);
+    assert_eq!(store.used(), 810, "a tenth of the quota below it");
+}
+
+#[test]
+fn index_and_table_stay_with_the_leaves_that_need_them() {
+    let (store, _dir) = store(2000);
+    let leaves = Sample::layer(1, &[100, 100]);
+    let table = leaves.table().encode();
+    let layer = descriptor(b"index", &leaves);
+    store.put(&small(b"index"), b"index").unwrap();
+    store.put(&small(&table), &table).unwrap();
+    store.put_layer(&layer);
+    let entry = leaves.fill(&store);
+    let pin = entry.pin();
+    (10..30).for_each(|number| drop(Sample::layer(number, &[300]).fill(&store)));
+    assert_eq!(store.layer(&layer.blob), Some(layer.clone()), "the leaves are pinned");
+    entry.read_leaf(0).unwrap();
+    drop(pin);
+    (30..33).for_each(|number| drop(Sample::layer(number, &[300]).fill(&store)));
+    assert_eq!(store.layer(&layer.blob), Some(layer), "the leaves were used since");
 }

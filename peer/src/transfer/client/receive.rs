@@ -81,7 +81,7 @@ impl Receiver {
 
     async fn leaf(&mut self, stream: u32, leaf: u32, len: usize) -> Result<(), Broken> {
         let class = self.link.expects(stream, leaf)?;
-        let bytes = self.leaf_bytes(len).await?;
+        let bytes = self.leaf_bytes(class.unwrap_or(Class::Stream), len).await?;
         self.metrics.received.inc_by(len as u64);
         if class == Some(Class::Background) {
             self.limits.prefetch.settle(u64::from(LEAF_LEN), len as u64);
@@ -92,11 +92,11 @@ impl Receiver {
         Ok(())
     }
 
-    async fn leaf_bytes(&mut self, len: usize) -> Result<Bytes, Broken> {
+    async fn leaf_bytes(&mut self, class: Class, len: usize) -> Result<Bytes, Broken> {
         let mut bytes = BytesMut::with_capacity(len);
         while bytes.len() < len {
             let slice = SLICE.min(len - bytes.len());
-            self.link.holding(self.limits.download.take(slice as u64)).await;
+            self.link.holding(self.limits.download.take(class, slice as u64)).await;
             let end = bytes.len() + slice;
             while bytes.len() < end {
                 let room = end - bytes.len();

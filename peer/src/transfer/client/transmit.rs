@@ -6,7 +6,7 @@ use tokio::net::TcpStream;
 
 use super::link::{Broken, Link, Patience};
 use crate::{
-    LEAF_LEN,
+    Class, LEAF_LEN,
     limits::Bucket,
     transfer::{event::Refusal, socket::send_all},
 };
@@ -35,7 +35,7 @@ pub(super) async fn transmit(link: &Link, stream: &TcpStream, patience: Duration
 pub(super) async fn pace(link: &Link, prefetch: &Bucket) -> Broken {
     loop {
         if link.holds_back() {
-            prefetch.take(u64::from(LEAF_LEN)).await;
+            prefetch.take(Class::Background, u64::from(LEAF_LEN)).await;
             link.release();
         } else {
             link.background.notified().await;

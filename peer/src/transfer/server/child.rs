@@ -146,6 +146,11 @@ impl Child {
         self.with_queue(LeafQueue::pop)
     }
 
+    /// Puts back a leaf that was taken and not sent.
+    pub(super) fn put_back(&self, wanted: Wanted) {
+        self.with_queue(|queue| queue.put_back(wanted));
+    }
+
     /// Takes out the leaves that wait since `limit` or longer.
     pub(super) fn expire(&self, limit: Instant) -> Vec<Wanted> {
         self.with_queue(|queue| queue.expire(limit))

@@ -25,6 +25,7 @@ pub(super) struct LeafQueue {
 pub(super) struct Wanted {
     pub(super) stream: u32,
     pub(super) leaf: u32,
+    pub(super) class: Class,
     pub(super) since: Instant,
 }
 
@@ -48,7 +49,7 @@ impl LeafQueue {
         }
         self.waiting.insert((stream, leaf));
         if let Some(lane) = self.lanes.get_mut(class as usize) {
-            lane.push_back(Wanted { stream, leaf, since: Instant::now() });
+            lane.push_back(Wanted { stream, leaf, class, since: Instant::now() });
         }
         if again { Pushed::Again } else { Pushed::Queued }
     }
@@ -69,6 +70,15 @@ impl LeafQueue {
         let next = self.lanes.iter_mut().find_map(VecDeque::pop_front)?;
         self.waiting.remove(&(next.stream, next.leaf));
         Some(next)
+    }
+
+    /// Puts back what was taken and not sent, unless it was asked for anew.
+    pub(super) fn put_back(&mut self, wanted: Wanted) {
+        if self.waiting.insert((wanted.stream, wanted.leaf))
+            && let Some(lane) = self.lanes.get_mut(wanted.class as usize)
+        {
+            lane.push_front(wanted);
+        }
     }
 
     /// Since when the leaf waits that waits longest.

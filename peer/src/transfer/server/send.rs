@@ -116,6 +116,13 @@ impl Sender {
     /// Waits for the next thing to do. Can be dropped without loss.
     async fn next(&mut self) -> Next {
         let (top, oldest) = self.child.outlook();
+        if let (Stage::Paying(Payment { parcel, .. }), Some(top)) = (&self.stage, top)
+            && top < parcel.wanted.class
+        {
+            // What is more urgent does not wait until this one has been paid for.
+            self.child.put_back(parcel.wanted);
+            self.stage = Stage::Idle;
+        }
         self.stage.aim(top, &self.server.admission);
         let expiry = self.stage.since().into_iter().chain(oldest).min().map(|since| since + self.patience());
         tokio::select! {
@@ -138,7 +145,8 @@ impl Sender {
         let Some(bytes) = bytes else { return self.refuse(&[wanted], Refusal::NotHeld).await };
         let upload = self.server.limits.upload.clone();
         let len = bytes.end - bytes.start;
-        let paid = Box::pin(async move { upload.take(len).await });
+        let class = wanted.class;
+        let paid = Box::pin(async move { upload.take(class, len).await });
         self.stage = Stage::Paying(Payment { parcel: Parcel { wanted, entry, bytes, slot }, paid });
         Ok(())
     }
@@ -171,11 +179,10 @@ impl Sender {
         if self.child.entry(wanted.stream).is_none() {
             return Ok(());
         }
-        let _pin = entry.pin();
         let len = bytes.end - bytes.start;
         let place = match entry.place(wanted.leaf).map_err(io::Error::other) {
-            Ok(Place::File(file, offset)) => {
-                warm(&file, offset, len).await.map(|()| Place::File(file, offset))
+            Ok(Place::File(file, offset, pin)) => {
+                warm(&file, offset, len).await.map(|()| Place::File(file, offset, pin))
             }
             place => place,
         };
@@ -191,7 +198,7 @@ impl Sender {
         Frame::Leaf { stream: wanted.stream, leaf: wanted.leaf, len: frame_len }.encode(&mut header);
         self.write(&header, true).await?;
         match place {
-            Place::File(file, offset) => self.body(&file, offset..offset + len, slot).await?,
+            Place::File(file, offset, _pin) => self.body(&file, offset..offset + len, slot).await?,
             Place::Memory(bytes) => self.write(&bytes, false).await?,
         }
         self.server.metrics.sent.inc_by(len);

@@ -18,14 +18,15 @@ async fn stopped(class: Class, queued: u32) -> (Host, Child, Subscription) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn demand_overtakes_all_but_one_leaf() {
+async fn demand_overtakes_all() {
     let (host, mut child, subscription) = stopped(Class::Stream, 6).await;
     subscription.request(40..41, Class::Profile);
     host.queues(7).await;
     subscription.request(50..52, Class::Demand);
     host.queues(9).await;
+    until(|| host.limits.upload.first() == Some(Class::Demand)).await;
     host.limits.upload.set(0);
-    assert_eq!(child.leaves(10).await, [1, 50, 51, 2, 3, 4, 5, 6, 7, 40]);
+    assert_eq!(child.leaves(10).await, [50, 51, 1, 2, 3, 4, 5, 6, 7, 40]);
     host.stop().await;
 }
 
@@ -37,8 +38,9 @@ async fn a_leaf_that_became_urgent_comes_once() {
     subscription.request(2..8, Class::Profile);
     subscription.request(20..21, Class::Profile);
     host.queues(7).await;
+    until(|| host.limits.upload.first() == Some(Class::Demand)).await;
     host.limits.upload.set(0);
-    assert_eq!(child.leaves(8).await, [1, 6, 7, 2, 3, 4, 5, 20]);
+    assert_eq!(child.leaves(8).await, [6, 7, 1, 2, 3, 4, 5, 20]);
     host.stop().await;
 }
 
@@ -219,5 +221,22 @@ async fn a_leaf_refused_after_its_stream_ended_harms_nothing() {
     again.request(7..8, Class::Stream);
     assert_eq!(child.leaf().await.0, 7);
     assert_eq!(child.metrics.parents.get(), 1);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_demanded_leaf_does_not_wait_until_bulk_has_been_paid_for() {
+    let (host, mut child) = (Host::start().await, Child::new());
+    host.hold(1, 8 * LEAF);
+    host.limits.upload.set(1);
+    let subscription = child.subscribe(host.address, 1).await;
+    assert_eq!(child.have().await, [0..8]);
+    subscription.request(0..6, Class::Background);
+    assert_eq!(child.leaf().await.0, 0);
+    until(|| host.limits.upload.first() == Some(Class::Background)).await;
+    subscription.request(7..8, Class::Demand);
+    until(|| host.limits.upload.first() == Some(Class::Demand)).await;
+    host.limits.upload.set(0);
+    assert_eq!(child.leaves(6).await, [7, 1, 2, 3, 4, 5]);
     host.stop().await;
 }
