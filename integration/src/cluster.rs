@@ -99,11 +99,12 @@ impl ClusterBuilder {
             manager: manager_address,
             registries: names.iter().map(|name| (name.clone(), origin.url())).collect(),
             links: self.links,
+            mount: None,
         };
         let mut seed = if self.seed { Some(Peer::start_seed(lab, "seed", &around).await?) } else { None };
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
-            nodes.push(Node::start(lab, number, &around).await?);
+            nodes.push(Node::start(lab, &format!("node{number}"), &around).await?);
         }
         if scheduler.is_some() {
             for peer in nodes.iter_mut().map(|node| &mut node.peer).chain(&mut seed) {
@@ -137,10 +138,10 @@ impl Cluster {
 // === impl Node ===
 
 impl Node {
-    async fn start(lab: &Lab, number: usize, around: &Surroundings) -> Result<Self> {
-        let name = format!("node{number}");
+    /// Starts a node of its own and waits until it is ready.
+    pub async fn start(lab: &Lab, name: &str, around: &Surroundings) -> Result<Self> {
         let peer = Peer::start(lab, &format!("{name}-peer"), around).await?;
-        let containerd = Containerd::start_with(lab, &name, Some(&peer.snapshotter)).await?;
+        let containerd = Containerd::start_with(lab, name, Some(&peer.snapshotter)).await?;
         for (registry, _) in &around.registries {
             containerd.mirror(registry, &peer.proxy_url())?;
         }

@@ -195,18 +195,25 @@ impl Containerd {
 
     /// Reads the whole root file system that a container of the image sees, from the layers that this snapshotter has.
     pub async fn root_fs(&self, snapshotter: &str, image: &Image) -> Result<RootFs> {
-        static VIEWS: AtomicU32 = AtomicU32::new(0);
         let target = self.lab.subdir(&format!("{}/root-fs", self.name))?;
-        let key = format!("view-{}", VIEWS.fetch_add(1, Ordering::Relaxed));
-        // `ctr images mount` would be shorter, but in containerd 1.6 it always takes the default snapshotter. The view
-        // belongs to nothing, so containerd's garbage collector removes it sooner or later.
-        let view = self.snapshots(snapshotter).args(["view", "--target"]).arg(&target);
-        let mount = view.args([&key, &image.chain_id()]).run().await?.stdout;
-        Command::new(&self.lab, "sh").arg("-c").arg(mount).run().await?;
+        self.mount_root(snapshotter, image, &target).await?;
         let root = target.clone();
         let read = tokio::task::spawn_blocking(move || RootFs::read(&root)).await?;
         Command::new(&self.lab, "umount").arg(&target).run().await?;
         read
+    }
+
+    /// Mounts, read-only, the root file system that a container of the image sees, from the layers that this snapshotter
+    /// has.
+    pub async fn mount_root(&self, snapshotter: &str, image: &Image, target: &Path) -> Result<()> {
+        static VIEWS: AtomicU32 = AtomicU32::new(0);
+        let key = format!("view-{}", VIEWS.fetch_add(1, Ordering::Relaxed));
+        // `ctr images mount` would be shorter, but in containerd 1.6 it always takes the default snapshotter. The view
+        // belongs to nothing, so containerd's garbage collector removes it sooner or later.
+        let view = self.snapshots(snapshotter).args(["view", "--target"]).arg(target);
+        let mount = view.args([&key, &image.chain_id()]).run().await?.stdout;
+        Command::new(&self.lab, "sh").arg("-c").arg(mount).run().await?;
+        Ok(())
     }
 
     /// Waits until containerd has found its way back to Darter's snapshotter, which it tries every few seconds.

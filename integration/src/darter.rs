@@ -50,7 +50,7 @@ pub struct Peer {
     pub service: Service,
 }
 
-/// What a peer is to know of the others.
+/// What a peer is told: of the others mostly.
 #[derive(Debug, Clone)]
 pub struct Surroundings {
     /// gRPC addresses of the schedulers.
@@ -61,6 +61,8 @@ pub struct Surroundings {
     pub registries: Vec<(String, String)>,
     /// Whether what a peer sends comes through a [`Throttle`].
     pub links: bool,
+    /// How lazy layers are mounted, as `snapshotter.mount` has it; `None` leaves the choice to the peer.
+    pub mount: Option<&'static str>,
 }
 
 /// One process of Darter, and where it tells about itself.

@@ -51,6 +51,7 @@ impl World {
             manager: None,
             registries: vec![(NAME.to_owned(), guarded.url())],
             links: false,
+            mount: None,
         };
         let mut one = Peer::start(lab, "one", &around).await?;
         let mut two = Peer::start(lab, "two", &around).await?;
@@ -243,6 +244,7 @@ fn a_registry_with_a_private_ca_and_tokens_is_pulled_from() -> Result<()> {
             manager: None,
             registries: vec![(NAME.to_owned(), guarded.url())],
             links: false,
+            mount: None,
         };
         let stranger = Peer::start(&lab, "stranger", &around).await?;
         let wanted = Wanted {

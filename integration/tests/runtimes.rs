@@ -70,6 +70,7 @@ impl World {
             manager: None,
             registries: names.map(|name| (name, registry.url())).into(),
             links: false,
+            mount: None,
         };
         Ok(Self { peer: Peer::start(lab, "peer", &around).await?, registry, image, tiny })
     }

@@ -62,7 +62,7 @@ impl Peer<'_> {
         let control = quoted(&control_socket(dir));
         let store = quoted(&dir.join("store"));
         // A seed peer makes layers for others; no container runs from it.
-        let runtime = if *seed { String::new() } else { runtime(*proxy, dir) };
+        let runtime = if *seed { String::new() } else { runtime(*proxy, dir, around.mount) };
         let log = log();
         format!(
             r#"admin.listen = "{admin}"
@@ -81,9 +81,10 @@ transfer.advertise = "{advertise}"
 }
 
 /// What a container runtime talks to.
-fn runtime(proxy: SocketAddr, dir: &Path) -> String {
+fn runtime(proxy: SocketAddr, dir: &Path, mount: Option<&str>) -> String {
     let socket = quoted(&snapshotter_socket(dir));
     let snapshots = quoted(&dir.join("snapshotter"));
+    let mount = mount.map(|mount| format!("mount = \"{mount}\"\n")).unwrap_or_default();
     format!(
         r#"
 [proxy]
@@ -92,7 +93,7 @@ listen = "{proxy}"
 [snapshotter]
 socket = {socket}
 root = {snapshots}
-"#
+{mount}"#
     )
 }
 

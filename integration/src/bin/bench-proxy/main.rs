@@ -81,6 +81,7 @@ impl Bench {
             manager: None,
             registries: vec![(registry.address.to_string(), registry.url())],
             links: false,
+            mount: None,
         };
         let peer = Peer::start(lab, "node", &around).await?;
         let nginx = Nginx::start(lab, &registry.url()).await?;
