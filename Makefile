@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-layer bench-proxy clean-up
+.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-layer bench-proxy bench-faults clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -44,6 +44,10 @@ bench-layer: build
 bench-proxy: build
 	@integration/setup.sh nginx:nginx-light
 	DARTER_LOG=info target/debug/bench-proxy
+
+# What P2P costs a pull when parts of it are dead or frozen. ARGS=scheduler measures only these.
+bench-faults: build
+	target/debug/bench-faults $(ARGS)
 
 # Removes what tests and demos have left that were killed hard; the next one does so too.
 clean-up: build

@@ -192,6 +192,16 @@ impl Process {
         Ok(())
     }
 
+    /// Stops it with SIGSTOP: its connections stay, and nothing is answered.
+    pub fn freeze(&mut self) -> Result<()> {
+        Ok(kill_process_group(self.pid()?, Signal::STOP)?)
+    }
+
+    /// Lets it go on after [`Self::freeze`].
+    pub fn thaw(&mut self) -> Result<()> {
+        Ok(kill_process_group(self.pid()?, Signal::CONT)?)
+    }
+
     /// Asks it to end with SIGTERM and waits; kills it if it does not.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.child.try_wait()? {
