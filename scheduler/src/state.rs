@@ -119,8 +119,9 @@ impl State {
             (Ok(Message::Announce(_)), Some(_)) => self.refuse(id, "a second announcement".to_owned()),
             (Ok(_), None) => self.refuse(id, "the first message is not an announcement".to_owned()),
             (Ok(message), Some(host)) => {
-                let leaving = self.world.hosts.get(host).is_none_or(|host| host.leaving);
-                if !leaving {
+                let Some(known) = self.world.hosts.get_mut(host) else { return };
+                known.mute = false;
+                if !known.leaving {
                     self.said(host, message);
                 }
             }

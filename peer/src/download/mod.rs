@@ -56,12 +56,12 @@ use crate::{
 const TICK: Duration = Duration::from_millis(50);
 /// How often progress is reported.
 const REPORT: Duration = Duration::from_millis(250);
-/// A scheduler that leaves a Register unanswered for so long is treated as if there were none.
+/// A scheduler that leaves a Register, or a report of starving, unanswered for so long is treated as if there were none.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(1);
 /// With the session lost and no parent of use for so long, the origin is asked without a lease.
 const ALONE_AFTER: Duration = Duration::from_secs(1);
 /// Without a leaf for so long the scheduler is told.
-const STARVING_AFTER: Duration = Duration::from_millis(700);
+const STARVING_AFTER: Duration = Duration::from_millis(500);
 /// An unfinished task that nobody wants any more goes on for so long: runtimes come back after a hiccup.
 const LINGER: Duration = Duration::from_secs(3);
 /// Parents' events that may wait.

@@ -155,15 +155,27 @@ impl Download {
         self.progress.parents = self.parents.reports();
         self.progress.held = self.plan.as_ref().map_or(0, |plan| plan.held().count());
         self.progress.starving = starving;
-        let quiet = self.progress.from_origin == 0
+        // Who goes to the origin shows that it lives, however slow the origin is.
+        let quiet = self.back_to_source != BackToSource::Running
+            && self.progress.from_origin == 0
             && self.progress.from_peers == 0
             && self.progress.parents.is_empty();
         if (quiet && !starving) || self.registered.is_none() {
             return;
         }
+        if starving {
+            self.expect_answer();
+        }
         let next = TaskProgress { task: self.shared.id.to_string(), ..TaskProgress::default() };
         let progress = std::mem::replace(&mut self.progress, next);
         self.say(Said::Progress(Progress { tasks: vec![progress] })).await;
+    }
+
+    /// The scheduler answers whoever starves: one that does not is frozen.
+    fn expect_answer(&mut self) {
+        if let Some(registered) = self.registered.as_mut().filter(|registered| registered.answered) {
+            (registered.answered, registered.at) = (false, Instant::now());
+        }
     }
 
     pub(super) async fn say_finished(&self) {

@@ -71,5 +71,9 @@ pub use self::{
 
 /// A child that has sent nothing for this long shows that it lives.
 const PING_AFTER: Duration = Duration::from_secs(15);
+/// A parent that owes leaves and has sent nothing for this long is asked whether it lives.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+/// How long it may take to say so: it answers between two leaves, however many children wait for theirs.
+const FROZEN_AFTER: Duration = Duration::from_secs(1);
 /// Either side gives up a connection on which it has heard nothing for this long.
 const SILENCE: Duration = Duration::from_secs(60);

@@ -35,6 +35,8 @@ pub(super) struct Host {
     pub(super) away_watched: bool,
     /// It said that it goes; nothing is asked of it any more.
     pub(super) leaving: bool,
+    /// It has a session and does not answer.
+    pub(super) mute: bool,
     /// Children in all tasks.
     pub(super) children: u32,
     /// Tasks it takes part in.
@@ -61,7 +63,7 @@ impl Host {
 
     /// Whether something may be asked of it: it is here, stays, and behaves.
     pub(super) fn is_available(&self, now: Time) -> bool {
-        self.session.is_some() && !self.leaving && !self.conduct.is_ejected(now)
+        self.session.is_some() && !self.leaving && !self.mute && !self.conduct.is_ejected(now)
     }
 
     /// Whether something is known of it that it would not say itself.
@@ -151,6 +153,7 @@ impl Host {
             away_since: Time::default(),
             away_watched: false,
             leaving: false,
+            mute: false,
             children: 0,
             tasks: IndexSet::new(),
             layers: IndexSet::new(),

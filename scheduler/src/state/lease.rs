@@ -1,5 +1,7 @@
 //! Who may go to the origin: one host per task, a seed peer first.
 
+use std::time::Duration;
+
 use darter_proto::scheduler::{self as proto, failure::Kind, scheduler_message as says};
 
 use super::{
@@ -18,6 +20,10 @@ const SEED_ATTEMPTS: usize = 3;
 /// After so many failures that are not the origin's answer nobody else is tried.
 const ATTEMPTS: usize = 8;
 
+/// A lease holder that has not said a word of the task for so long is frozen; others may be sooner. While it fetches it
+/// says something four times a second, also when its origin is slow.
+const SILENCE: Duration = Duration::from_millis(1500);
+
 /// The permission to fetch a task from its origin.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -26,6 +32,8 @@ pub(super) struct Lease {
     session: Option<SessionId>,
     /// When it last showed progress.
     progress: Time,
+    /// When it last said anything about the task.
+    heard: Time,
     /// It showed none for so long that somebody else got a lease too.
     pub(super) stalled: bool,
     /// The holder already had it when it came to this scheduler.
@@ -38,6 +46,14 @@ pub(super) struct Attempt {
     host: HostKey,
     /// `None` if the host went away, which says nothing about the origin.
     failure: Option<proto::Failure>,
+}
+
+impl Lease {
+    /// How long the holder may go on as it does.
+    fn left(&self, world: &World) -> Duration {
+        let progress = world.settings.lease_progress_timeout.saturating_sub(world.now.since(self.progress));
+        progress.min(SILENCE.saturating_sub(world.now.since(self.heard)))
+    }
 }
 
 impl Task {
@@ -79,9 +95,16 @@ impl Task {
     /// A lease holder shows progress, perhaps later than expected.
     pub(super) fn lease_progress(&mut self, world: &World, host: HostKey) {
         let Some(lease) = self.leases.iter_mut().find(|lease| lease.holder == host) else { return };
-        lease.progress = world.now;
+        (lease.progress, lease.heard) = (world.now, world.now);
         if std::mem::take(&mut lease.stalled) {
             self.attempts.retain(|attempt| attempt.host != host);
+        }
+    }
+
+    /// A lease holder lives, though it may not get on.
+    pub(super) fn lease_alive(&mut self, world: &World, host: HostKey) {
+        for lease in self.leases.iter_mut().filter(|lease| lease.holder == host) {
+            lease.heard = world.now;
         }
     }
 
@@ -129,13 +152,17 @@ impl Task {
     pub(super) fn check_leases(&mut self, world: &mut World) {
         self.watched = false;
         let timeout = world.settings.lease_progress_timeout;
-        let late =
-            self.leases.iter().find(|lease| !lease.stalled && world.now.since(lease.progress) >= timeout);
-        let late = late.map(|lease| lease.holder);
-        if let Some(host) = late
+        let late = self.leases.iter().find(|lease| !lease.stalled && lease.left(world).is_zero());
+        let late = late.map(|lease| (lease.holder, world.now.since(lease.heard) >= SILENCE));
+        if let Some((host, frozen)) = late
             && self.next_holder(world).is_some()
         {
-            let reason = format!("no progress for {} s", timeout.as_secs_f32());
+            let reason = if frozen {
+                world.mute(host);
+                format!("not a word for {} s", SILENCE.as_secs_f32())
+            } else {
+                format!("no progress for {} s", timeout.as_secs_f32())
+            };
             for lease in self.leases.iter_mut().filter(|lease| lease.holder == host) {
                 lease.stalled = true;
             }
@@ -188,7 +215,15 @@ impl Task {
 
     fn add_lease(&mut self, world: &mut World, host: HostKey, returned: bool) {
         let session = world.hosts.get(host).and_then(|host| host.session);
-        self.leases.push(Lease { holder: host, session, progress: world.now, stalled: false, returned });
+        let now = world.now;
+        self.leases.push(Lease {
+            holder: host,
+            session,
+            progress: now,
+            heard: now,
+            stalled: false,
+            returned,
+        });
         self.watch(world);
     }
 
@@ -209,13 +244,11 @@ impl Task {
     }
 
     fn watch(&mut self, world: &mut World) {
-        let oldest = self.leases.iter().filter(|lease| !lease.stalled).map(|lease| lease.progress).min();
-        let Some(oldest) = oldest.filter(|_| !self.watched) else { return };
+        let left = self.leases.iter().filter(|lease| !lease.stalled).map(|lease| lease.left(world)).min();
+        let Some(left) = left.filter(|_| !self.watched) else { return };
         self.watched = true;
-        let timeout = world.settings.lease_progress_timeout;
-        let left = timeout.saturating_sub(world.now.since(oldest));
         // One that is late and may stay so is looked at again after another timeout.
-        let wait = if left.is_zero() { timeout } else { left };
+        let wait = if left.is_zero() { world.settings.lease_progress_timeout } else { left };
         world.remind_in(wait, Timer::Lease(self.id.clone()));
     }
 

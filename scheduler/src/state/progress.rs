@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use darter_proto::scheduler::{self as proto, failure::Kind};
+use darter_proto::scheduler::{self as proto, failure::Kind, scheduler_message as says};
 
 use super::{
     State,
@@ -69,6 +69,8 @@ impl Task {
         }
         if further || report.from_origin > 0 {
             self.lease_progress(world, child);
+        } else {
+            self.lease_alive(world, child);
         }
         if first_leaf {
             self.pending.news.insert(child);
@@ -78,6 +80,9 @@ impl Task {
         self.rotate_with_progress(world, child);
         if report.starving {
             self.starving(world, child);
+            // An answer in any case: so the child knows that this scheduler lives.
+            let task = self.id.to_string();
+            world.send(child, says::Message::Parents(proto::Parents { task, ..proto::Parents::default() }));
         }
         verdicts
     }

@@ -65,6 +65,13 @@ impl World {
     }
 
     /// Sends to a host, if it is here.
+    /// A host does not answer; nothing is asked of it until it says something.
+    pub(super) fn mute(&mut self, host: HostKey) {
+        if let Some(host) = self.hosts.get_mut(host) {
+            host.mute = true;
+        }
+    }
+
     pub(super) fn send(&mut self, host: HostKey, message: says::Message) {
         if let Some(session) = self.hosts.get(host).and_then(|host| host.session) {
             self.send_to_session(session, message);

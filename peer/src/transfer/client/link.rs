@@ -70,6 +70,8 @@ struct Pulse {
     said: Instant,
     /// A byte of a leaf or an answer came, or the first leaf was requested.
     progress: Instant,
+    /// When the parent was asked whether it lives; `None` once it has shown that.
+    asked: Option<Instant>,
     /// Since when no subscription is open.
     unused: Option<Instant>,
     /// This side is what keeps the parent waiting.
@@ -83,6 +85,9 @@ pub(super) struct Patience {
     pub(super) silence: Duration,
     pub(super) ping: Duration,
     pub(super) unused: Duration,
+    /// When a parent that owes leaves is asked whether it lives, and how long its answer may take.
+    pub(super) ask: Duration,
+    pub(super) frozen: Duration,
 }
 
 /// What to send next.
@@ -101,7 +106,8 @@ pub(super) struct Broken(pub(super) String);
 impl Link {
     pub(super) fn new() -> Self {
         let now = Instant::now();
-        let pulse = Pulse { heard: now, said: now, progress: now, unused: Some(now), held: false };
+        let pulse =
+            Pulse { heard: now, said: now, progress: now, asked: None, unused: Some(now), held: false };
         let state = State {
             ended: None,
             last_stream: 0,
@@ -214,14 +220,15 @@ impl Link {
 
     /// A frame came.
     pub(super) fn heard(&self) {
-        self.state.lock().pulse.heard = Instant::now();
+        let pulse = &mut self.state.lock().pulse;
+        (pulse.heard, pulse.asked) = (Instant::now(), None);
     }
 
     /// A byte of a leaf came.
     pub(super) fn progressed(&self) {
         let now = Instant::now();
         let pulse = &mut self.state.lock().pulse;
-        (pulse.heard, pulse.progress) = (now, now);
+        (pulse.heard, pulse.progress, pulse.asked) = (now, now, None);
     }
 
     /// Waits for something on this side, a limit or a reader of events; the parent is not blamed for that time.
@@ -230,7 +237,7 @@ impl Link {
         let result = wait.await;
         let now = Instant::now();
         let pulse = &mut self.state.lock().pulse;
-        (pulse.heard, pulse.progress, pulse.held) = (now, now, false);
+        (pulse.heard, pulse.progress, pulse.asked, pulse.held) = (now, now, None, false);
         result
     }
 
@@ -299,7 +306,7 @@ impl Link {
     pub(super) fn check(&self, patience: &Patience) -> Result<(), Broken> {
         let now = Instant::now();
         let mut state = self.state.lock();
-        let Pulse { heard, said, progress, unused, held } = state.pulse;
+        let Pulse { heard, said, progress, asked, unused, held } = state.pulse;
         let over = |since: Instant, limit: Duration| now.duration_since(since) > limit;
         let due: usize = state.streams.values().map(|open| open.asked.due()).sum();
         if !held && due > 0 && over(progress, patience.progress) {
@@ -312,7 +319,18 @@ impl Link {
         if unused.is_some_and(|since| over(since, patience.unused)) {
             return Err(Broken("unused".into()));
         }
-        if over(said, patience.ping) && state.outbox.is_empty() {
+        if !held && due > 0 && asked.is_some_and(|since| over(since, patience.frozen)) {
+            let seconds = patience.ask + patience.frozen;
+            return Err(Broken(format!(
+                "stalled: {due} leaves requested, and no sign of life for {seconds:?}"
+            )));
+        }
+        let doubtful =
+            !held && due > 0 && asked.is_none() && over(heard, patience.ask) && over(progress, patience.ask);
+        if doubtful {
+            state.pulse.asked = Some(now);
+        }
+        if doubtful || (over(said, patience.ping) && state.outbox.is_empty()) {
             state.outbox.push_back(Frame::Ping);
             self.outgoing.notify_one();
         }

@@ -26,7 +26,7 @@ use self::{
     receive::Receiver,
     transmit::{pace, transmit, watch},
 };
-use super::{PING_AFTER, SILENCE};
+use super::{ASK_AFTER, FROZEN_AFTER, PING_AFTER, SILENCE};
 use super::{
     codec::{CodecError, encode_hello, read_hello},
     config::TransferConfig,
@@ -171,8 +171,14 @@ impl Inner {
         parent: String,
     ) -> impl Future<Output = ()> + use<> {
         let progress = self.config.progress_timeout;
-        let patience =
-            Patience { progress, silence: SILENCE, ping: PING_AFTER, unused: self.config.idle_timeout };
+        let patience = Patience {
+            progress,
+            silence: SILENCE,
+            ping: PING_AFTER,
+            unused: self.config.idle_timeout,
+            ask: ASK_AFTER,
+            frozen: FROZEN_AFTER,
+        };
         let (limits, metrics, shutdown) = (self.limits.clone(), self.metrics.clone(), self.shutdown.clone());
         let prefetch = limits.prefetch.clone();
         let receiver = Receiver { link: link.clone(), reader, limits, metrics: metrics.clone() };

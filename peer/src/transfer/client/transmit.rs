@@ -45,7 +45,7 @@ pub(super) async fn pace(link: &Link, prefetch: &Bucket) -> Broken {
 
 /// Ends when the parent does not keep up its side.
 pub(super) async fn watch(link: &Link, patience: Patience) -> Broken {
-    let shortest = patience.progress.min(patience.ping).min(patience.unused);
+    let shortest = patience.progress.min(patience.ping).min(patience.unused).min(patience.ask);
     let mut ticks = tokio::time::interval((shortest / 4).max(Duration::from_millis(10)));
     loop {
         ticks.tick().await;

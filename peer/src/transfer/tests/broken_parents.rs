@@ -117,6 +117,28 @@ async fn a_parent_that_stands_still_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_frozen_parent_is_given_up_long_before_a_slow_one() {
+    // With the usual patience for one that answers.
+    let (fake, mut child) = (Fake::start().await, Child::new());
+    let parent = async {
+        let mut stream = fake.asked().await;
+        // It lives, but the leaf takes a while.
+        assert_eq!(read_frame(&mut stream).await.unwrap(), Frame::Ping);
+        send(&mut stream, Frame::Pong).await;
+        assert_eq!(read_frame(&mut stream).await.unwrap(), Frame::Ping);
+        let mut rest = Vec::new();
+        timeout(GUARD, stream.read_to_end(&mut rest)).await.unwrap().ok();
+    };
+    let reason = async {
+        let subscription = child.subscribe(fake.address, 1).await;
+        subscription.request(0..1, Class::Stream);
+        child.gone().await
+    };
+    let ((), reason) = tokio::join!(parent, reason);
+    assert!(reason.contains("no sign of life"), "{reason}");
+}
+
+#[tokio::test]
 async fn a_leaf_that_breaks_off_is_no_leaf() {
     let (fake, mut child) = (Fake::start().await, Child::new());
     let parent = async {

@@ -49,17 +49,45 @@ fn a_holder_without_progress_loses_its_lease_and_may_find_back() {
     let peers = ["a", "b"].map(|id| driver.peer(id));
     peers.into_iter().for_each(|peer| driver.say(peer, wants()));
     assert_eq!(driver.leased(&peers), [peers[0]]);
-    driver.pass(4000);
-    driver.say(peers[0], got(1));
-    driver.pass(4000);
-    assert!(driver.leased(&peers).is_empty(), "it got on");
-    driver.pass(2000);
-    assert_eq!(driver.leased(&peers), [peers[1]]);
+    let mut alive = |held: u32, seconds: usize| {
+        for _ in 0..seconds {
+            driver.say(peers[0], got(held));
+            driver.pass(1000);
+        }
+        driver.leased(&peers)
+    };
+    assert!(alive(0, 4).is_empty() && alive(1, 4).is_empty(), "it got on");
+    assert_eq!(alive(1, 2), [peers[1]]);
     driver.say(peers[0], digests_of(0, 2, 0));
     driver.say(peers[1], failed(Kind::OriginUnreachable));
     assert!(driver.leased(&peers).is_empty(), "the first one gets on again");
     driver.say(peers[0], finished());
     assert_eq!(driver.failure(peers[0]), None);
+}
+
+#[test]
+fn a_frozen_holder_loses_its_lease_soon_and_gets_no_other_before_it_speaks() {
+    let mut driver = Driver::new();
+    let seeds = ["s", "t"].map(|id| driver.seed(id));
+    let peer = driver.peer("a");
+    driver.say(peer, wants());
+    let frozen = driver.leased(&seeds)[0];
+    let other = seeds.into_iter().find(|seed| *seed != frozen).unwrap();
+    driver.pass(1600);
+    assert_eq!(driver.leased(&seeds), [other]);
+    driver.say(other, finished());
+
+    // The same task again, which would go to the same seed.
+    let again = |driver: &mut Driver| {
+        driver.say(other, dropped());
+        driver.say(peer, dropped());
+        driver.say(peer, wants());
+        driver.leased(&seeds)
+    };
+    assert_eq!(again(&mut driver), [other]);
+    driver.say(frozen, failed(Kind::Cancelled));
+    driver.say(other, finished());
+    assert_eq!(again(&mut driver), [frozen]);
 }
 
 #[test]
@@ -96,6 +124,10 @@ fn after_the_origin_refused_a_seed_those_who_want_it_try_themselves() {
     }
     driver.say(peers[0], wants());
     assert_eq!(driver.leased(&seeds), [seed], "a new round");
+}
+
+fn dropped() -> said::Message {
+    said::Message::Dropped(proto::Dropped { tasks: vec![TASK.into()] })
 }
 
 /// As [`wants`], with credentials of its own.
