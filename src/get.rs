@@ -35,6 +35,9 @@ pub(crate) struct Get {
     /// Headers for the origin: a file with one `Name: value` a line, so that no secret is seen in the process list.
     #[arg(long, value_name = "FILE")]
     headers: Option<PathBuf>,
+    /// Query parameters that do not tell one file from another, as those of a presigned URL's signature.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    ignore_query: Vec<String>,
     /// Show no progress bar.
     #[arg(short, long)]
     quiet: bool,
@@ -49,6 +52,7 @@ impl Get {
             headers: self.headers.as_deref().map(read_headers).transpose()?.unwrap_or_default(),
             digest: self.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
             offset: 0,
+            ignored_query: self.ignore_query.clone(),
         };
         let mut client = self.control.connect().await?;
         let (info, mut replies) = open(&mut client, request.clone()).await?;

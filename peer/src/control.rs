@@ -19,6 +19,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
+use url::Url;
 
 use crate::{
     Bucket, Class, Digest, LimitsConfig, Peer, TaskError, TaskId, Want,
@@ -167,8 +168,14 @@ async fn want(peer: &Peer, request: &GetRequest) -> Result<Want, Status> {
     let source = Source { url: request.url.clone(), headers };
     let id = if request.digest.is_empty() {
         let head = peer.origin().head(&source).await.map_err(|error| to_status(error.into()))?;
-        let validator = format!("{:?} {:?}", head.validator, head.len);
-        TaskId::of_url(&request.url, &validator)
+        let version = match (&head.validator, head.len) {
+            // As the forward proxy names it.
+            (Some(version), Some(len)) => format!("{version:?} {len}"),
+            (version, len) => format!("{version:?} {len:?}"),
+        };
+        let url = Url::parse(&request.url)
+            .map_err(|error| Status::invalid_argument(format!("{}: {error}", request.url)))?;
+        TaskId::of_file(&url, &request.ignored_query, ["", ""], &version)
     } else {
         let digest: Digest = request
             .digest

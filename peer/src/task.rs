@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Range, sync::Arc};
 
+use url::Url;
+
 use crate::{Digest, LeafTable};
 
 /// Length of a blob's leaf in bytes; the last leaf of a blob may be shorter.
@@ -64,6 +66,13 @@ impl TaskId {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&(url.len() as u64).to_le_bytes()).update(url.as_bytes()).update(validator.as_bytes());
         Self(format!("url:{}", hasher.finalize().to_hex()).into())
+    }
+
+    /// The id of a version of a file: it ignores the URL's fragment and the named query parameters, as those of a
+    /// signature. Files under other labels are other contents.
+    pub fn of_file(url: &Url, ignored_query: &[String], labels: [&str; 2], version: &str) -> Self {
+        let [tag, application] = labels;
+        Self::of_url(&format!("{} {tag} {application}", identity(url, ignored_query)), version)
     }
 
     /// The digest of the whole content, if the id is one.
@@ -191,9 +200,32 @@ impl Geometry {
     }
 }
 
+/// A URL without what does not tell one file from another.
+fn identity(url: &Url, ignored_query: &[String]) -> Url {
+    let mut identity = url.clone();
+    identity.set_fragment(None);
+    if !ignored_query.is_empty() && url.query().is_some() {
+        let kept = url.query_pairs().filter(|(name, _)| !ignored_query.iter().any(|ignored| ignored == name));
+        let kept: Vec<_> = kept.collect();
+        identity.query_pairs_mut().clear().extend_pairs(kept);
+    }
+    if identity.query() == Some("") {
+        identity.set_query(None);
+    }
+    identity
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn signatures_do_not_tell_files_from_each_other() {
+        let of = |url: &str| identity(&url.parse().unwrap(), &["sig".into(), "exp".into()]).to_string();
+        assert_eq!(of("https://h/a?v=1&sig=x&exp=2"), of("https://h/a?v=1&sig=y&exp=3"));
+        assert_eq!(of("https://h/a?sig=x#part"), "https://h/a");
+        assert_ne!(of("https://h/a?v=1"), of("https://h/a?v=2"));
+    }
 
     #[test]
     fn ids_from_outside_are_checked() {

@@ -58,8 +58,8 @@ impl Proxy {
         let head = self.peer.origin().describe(&source).await.map_err(of_origin)?;
         let (Some(version), Some(len)) = (&head.validator, head.len) else { return Ok(None) };
 
-        let name = format!("{} {} {}", identity(url, ignored_query), wishes.tag, wishes.application);
-        let id = TaskId::of_url(&name, &format!("{version:?} {len}"));
+        let labels = [wishes.tag.as_str(), wishes.application.as_str()];
+        let id = TaskId::of_file(url, ignored_query, labels, &format!("{version:?} {len}"));
         let mut headers = only(&head.headers, &DESCRIBING);
         headers.extend(HeaderValue::from_str(id.as_str()).ok().map(|id| (TASK_ID, id)));
         let outline = Outline { len, headers, source: "local" };
@@ -75,38 +75,10 @@ impl Proxy {
     }
 }
 
-/// A URL without what does not tell one file from another.
-fn identity(url: &Url, ignored_query: &[String]) -> Url {
-    let mut identity = url.clone();
-    identity.set_fragment(None);
-    if !ignored_query.is_empty() && url.query().is_some() {
-        let kept = url.query_pairs().filter(|(name, _)| !ignored_query.iter().any(|ignored| ignored == name));
-        let kept: Vec<_> = kept.collect();
-        identity.query_pairs_mut().clear().extend_pairs(kept);
-    }
-    if identity.query() == Some("") {
-        identity.set_query(None);
-    }
-    identity
-}
-
 fn only(headers: &HeaderMap, names: &[HeaderName]) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for (name, value) in headers.iter().filter(|(name, _)| names.contains(name)) {
         kept.append(name, value.clone());
     }
     kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signatures_do_not_tell_files_from_each_other() {
-        let of = |url: &str| identity(&url.parse().unwrap(), &["sig".into(), "exp".into()]).to_string();
-        assert_eq!(of("https://h/a?v=1&sig=x&exp=2"), of("https://h/a?v=1&sig=y&exp=3"));
-        assert_eq!(of("https://h/a?sig=x#part"), "https://h/a");
-        assert_ne!(of("https://h/a?v=1"), of("https://h/a?v=2"));
-    }
 }
