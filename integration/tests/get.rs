@@ -31,7 +31,11 @@ impl Fixture {
     }
 
     fn args(&self, file: &Path) -> Vec<String> {
-        let url = format!("{}/v2/tiny/blobs/{}", self.cluster.origin.url(), self.blob.digest);
+        self.args_with(file, "")
+    }
+
+    fn args_with(&self, file: &Path, query: &str) -> Vec<String> {
+        let url = format!("{}/v2/tiny/blobs/{}{query}", self.cluster.origin.url(), self.blob.digest);
         let (file, socket) = (file.display().to_string(), self.socket.display().to_string());
         vec![url, "-O".into(), file, "--socket".into(), socket]
     }
@@ -63,6 +67,22 @@ fn a_file_is_fetched_by_its_url_and_checked_against_its_digest() -> Result<()> {
         let refused = refused.expect_err("the URL has another content").to_string();
         assert!(refused.contains("digest") || refused.contains(other), "{refused}");
         assert!(!wrong.exists());
+        Ok(())
+    })
+}
+
+#[test]
+fn a_presigned_url_is_the_same_file_under_every_signature() -> Result<()> {
+    run_test(async |lab| {
+        let fixture = Fixture::start(&lab).await?;
+        for (query, times) in [("?part=1&sig=first", 1), ("?sig=second&part=1", 1), ("?part=2&sig=third", 2)] {
+            let file = lab.dir().join(format!("file-{}", query.len()));
+            let get = darter::command(&lab, "get")?.args(fixture.args_with(&file, query));
+            get.args(["--ignore-query", "sig,expires"]).run().await?;
+            fixture.expect_whole(&file)?;
+            let fetched = fixture.cluster.nodes[0].peer.service.metrics().await?.received_from("origin");
+            assert_eq!(fetched, times * fixture.blob.size, "{query}");
+        }
         Ok(())
     })
 }
