@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-layer bench-proxy bench-faults clean-up
+.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-layer bench-proxy bench-faults bench-swarm bench-transfer clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -48,6 +48,16 @@ bench-proxy: build
 # What P2P costs a pull when parts of it are dead or frozen. ARGS=scheduler measures only these.
 bench-faults: build
 	target/debug/bench-faults $(ARGS)
+
+# How long a swarm takes, against the physical bound. ARGS="--n 16 --mib 64 --scenario at-once --arm ours" filters.
+bench-swarm: build
+	@integration/setup.sh nginx:nginx-light iperf3:iperf3 curl:curl
+	target/debug/bench-swarm $(ARGS)
+
+# What it costs to move 1 GiB from peer to peer, beside nginx and curl.
+bench-transfer: build
+	@integration/setup.sh nginx:nginx-light curl:curl
+	target/debug/bench-transfer $(ARGS)
 
 # Removes what tests and demos have left that were killed hard; the next one does so too.
 clean-up: build

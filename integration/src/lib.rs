@@ -29,6 +29,7 @@ pub mod http;
 pub mod image;
 pub mod lab;
 pub mod machine;
+pub mod network;
 pub mod process;
 pub mod registry;
 pub mod rootfs;
@@ -36,6 +37,7 @@ pub mod runtime;
 pub mod table;
 pub mod target;
 pub mod throttle;
+pub mod usage;
 pub mod wait;
 
 pub use self::{

@@ -11,7 +11,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Reads the text format; what is no sample is passed over.
-    pub(super) fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let samples = samples.filter_map(|line| line.rsplit_once(' '));
         let samples = samples.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)));

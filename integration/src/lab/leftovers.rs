@@ -17,6 +17,7 @@ use rustix::{
 };
 
 use super::MARK;
+use crate::network;
 
 /// How long killed processes may take to be gone, and mounts to be unmounted.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,6 +33,8 @@ pub struct Leftovers {
     pub cgroups: Vec<PathBuf>,
     /// Loop devices that have a file of the lab behind them.
     pub loop_devices: Vec<PathBuf>,
+    /// Network namespaces of the lab.
+    pub namespaces: Vec<String>,
 }
 
 // === impl Leftovers ===
@@ -44,6 +47,7 @@ impl Leftovers {
             mounts: mounts_under(dir)?,
             cgroups: cgroups(name),
             loop_devices: loop_devices(dir),
+            namespaces: network::namespaces(name),
         })
     }
 
@@ -53,12 +57,14 @@ impl Leftovers {
             && self.mounts.is_empty()
             && self.cgroups.is_empty()
             && self.loop_devices.is_empty()
+            && self.namespaces.is_empty()
     }
 }
 
 /// Removes everything that belongs to the lab of this name and directory.
 pub(super) fn remove(name: &str, dir: &Path) -> Result<()> {
     kill_processes(name)?;
+    network::remove(&network::namespaces(name))?;
     remove_shim_sockets(dir);
     unmount_all(dir)?;
     for cgroup in cgroups(name) {

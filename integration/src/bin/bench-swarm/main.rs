@@ -1,0 +1,112 @@
+//! `make bench-swarm`: how long a swarm takes to bring a content to all of its hosts, against the physical bound.
+//!
+//! Every host is a network namespace with a shaped link; see `docs/benchmarks.md` for what is measured and how.
+
+mod cell;
+mod direct;
+mod pull;
+mod report;
+mod swarm;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use darter_integration::Lab;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{
+    cell::{Arm, Cell, Content, Scenario},
+    report::Report,
+};
+
+/// Measures a swarm of real peers. Without filters it runs the whole table.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Only cells with so many peers.
+    #[arg(long)]
+    n: Option<usize>,
+    /// Only cells of this size in MiB; the five-layer image has 64 too.
+    #[arg(long)]
+    mib: Option<u64>,
+    /// Only this scenario.
+    #[arg(long, value_enum)]
+    scenario: Option<Scenario>,
+    /// Only this arm.
+    #[arg(long, value_enum)]
+    arm: Option<Arm>,
+    /// Only this content.
+    #[arg(long, value_enum)]
+    content: Option<Content>,
+    /// Runs each cell so often and keeps the median run.
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
+    /// Leaves logs of the peers in this directory.
+    #[arg(long)]
+    logs: Option<std::path::PathBuf>,
+}
+
+impl Options {
+    fn wants(&self, cell: &Cell) -> bool {
+        self.n.is_none_or(|n| n == cell.n)
+            && self.mib.is_none_or(|mib| mib == cell.mib)
+            && self.scenario.is_none_or(|scenario| scenario == cell.scenario)
+            && self.arm.is_none_or(|arm| arm == cell.arm)
+            && self.content.is_none_or(|content| content == cell.content)
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(&Options::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench-swarm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: &Options) -> Result<()> {
+    // Whichever comes first, dropping what it leaves cleans up.
+    tokio::select! {
+        measured = Box::pin(measure(options)) => measured,
+        interrupted = interrupted() => interrupted,
+    }
+}
+
+async fn measure(options: &Options) -> Result<()> {
+    let mut report = Report::open("swarm")?;
+    let cells = cell::all().into_iter().filter(|cell| options.wants(cell));
+    for cell in cells {
+        let mut runs = Vec::new();
+        for _ in 0..options.repeat.max(1) {
+            let lab = Lab::open()?;
+            let run = swarm::run(&lab, &cell).await;
+            if let Some(logs) = &options.logs {
+                std::process::Command::new("/bin/sh")
+                    .args([
+                        "-c",
+                        &format!("mkdir -p {0} && cp {1}/*.log {0}/", logs.display(), lab.dir().display()),
+                    ])
+                    .status()?;
+            } else if run.is_err() {
+                lab.print_logs();
+            }
+            runs.push(run?);
+        }
+        runs.sort_by(|a, b| a.last_over_bound.total_cmp(&b.last_over_bound));
+        let median = runs.swap_remove(runs.len() / 2);
+        report.add(median)?;
+    }
+    Ok(())
+}
+
+/// Waits for Ctrl-C, or for somebody else who wants it to end.
+async fn interrupted() -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => Ok(interrupted?),
+        _ = terminate.recv() => Ok(()),
+    }
+}
