@@ -36,7 +36,7 @@ use crate::{
     profiles::Profiles,
     session::{Keeper, Session, holding},
     store::{Entry, Store, StoreError},
-    transfer::{Pool, Server, TransferMetrics},
+    transfer::{Pool, Server, Sources, TransferMetrics},
     upkeep, wire,
 };
 
@@ -150,6 +150,7 @@ impl Peer {
         let tracker = TaskTracker::new();
         let transfer_metrics = TransferMetrics::register(metrics);
         let pool = Pool::new(store.host_id(), limits.clone(), &config.transfer, transfer_metrics.clone());
+        let sources = Sources::new(config.seed);
         let (inbox, heard) = mpsc::channel(1024);
         let host = cluster::host(&config, &store, &transfer_address);
         let manager = cluster::link(&config, &host, &tracker, &shutdown)?;
@@ -175,6 +176,7 @@ impl Peer {
             limits.clone(),
             config.transfer.clone(),
             transfer_metrics.clone(),
+            sources.clone(),
             shutdown.clone(),
         ));
         store.register(metrics);
@@ -186,6 +188,8 @@ impl Peer {
                 store,
                 origin,
                 pool,
+                sources,
+                coordinate: config.transfer.coordinate,
                 session,
                 metrics,
                 demand: DemandClock::default(),

@@ -112,9 +112,10 @@ impl Download {
         bytes: u64,
         result: Result<(), Unstored>,
     ) -> Result<(), TaskError> {
-        let others = self.plan.as_mut().map(|plan| plan.arrived(leaf, key)).unwrap_or_default();
         match result {
             Ok(()) => {
+                let now = self.born.elapsed();
+                let others = self.plan.as_mut().map(|plan| plan.arrived(leaf, key, now)).unwrap_or_default();
                 for other in others {
                     if let Some(subscription) = self.parents.get(other).and_then(Parent::subscription) {
                         subscription.cancel(leaf..leaf + 1);

@@ -30,7 +30,7 @@ use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -48,12 +48,14 @@ use crate::{
     plan::{Key, Plan},
     session::Session,
     store::{Entry, Store, StoreError},
-    transfer::{ParentEvent, ParentEventKind, Pool, Refusal, Subscription, TransferError},
+    transfer::{ParentEvent, ParentEventKind, Pool, Reading, Refusal, Sources, Subscription, TransferError},
     wire,
 };
 
 /// How often time passing is looked at.
 const TICK: Duration = Duration::from_millis(50);
+/// How long digests of leaves from the origin are gathered before they are announced, at least and at most.
+const DIGESTS: Range<Duration> = Duration::from_millis(15)..Duration::from_millis(100);
 /// How often progress is reported.
 const REPORT: Duration = Duration::from_millis(250);
 /// A scheduler that leaves a Register, or a report of starving, unanswered for so long is treated as if there were none.
@@ -73,6 +75,9 @@ pub(crate) struct Means {
     pub(crate) store: Store,
     pub(crate) origin: Origin,
     pub(crate) pool: Pool,
+    pub(crate) sources: Sources,
+    /// Whether seed peers show leaves in turns.
+    pub(crate) coordinate: bool,
     pub(crate) session: Session,
     pub(crate) metrics: PeerMetrics,
     pub(crate) demand: DemandClock,
@@ -96,8 +101,11 @@ pub(crate) struct Download {
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
     covered: Arc<Covered>,
     back_to_source: BackToSource,
+    /// Set from the beginning of a back-to-source fetch on.
+    reading: Option<Reading>,
     /// Digests to announce, in the order in which their leaves were stored.
     fresh_digests: Vec<(u32, LeafDigest)>,
+    announced: Instant,
     registered: Option<Registered>,
     progress: TaskProgress,
     reported: Instant,
@@ -171,6 +179,8 @@ impl Download {
             news: mpsc::channel(EVENTS),
             covered: Arc::new(Covered::new(LeafSet::default())),
             back_to_source: BackToSource::Not,
+            reading: None,
+            announced: now,
             fresh_digests: Vec::new(),
             registered: None,
             progress,
@@ -251,6 +261,7 @@ impl Download {
             if self.is_complete() && self.passed_check() {
                 return self.seal().await;
             }
+            let digests_due = self.announced + self.digest_pause();
             tokio::select! {
                 Some(message) = heard.recv() => self.on_scheduler(message).await?,
                 Some(event) = self.events.1.recv() => self.on_parent(event),
@@ -262,6 +273,9 @@ impl Download {
                     self.on_fill(class);
                 }
                 Ok(()) = session.changed() => self.register().await,
+                () = sleep_until(digests_due), if !self.fresh_digests.is_empty() => {
+                    self.announce().await;
+                }
                 _ = ticks.tick() => self.on_tick().await?,
             }
         }
@@ -275,14 +289,20 @@ impl Download {
         }
         self.connect_parents();
         self.passed_check();
-        if !self.fresh_digests.is_empty() {
-            self.announce().await;
-        }
         if self.reported.elapsed() >= REPORT {
             self.reported = Instant::now();
             self.report(false).await;
         }
         self.consider_origin()
+    }
+
+    /// How long digests are gathered before they are announced: the longer, the longer the task goes on. The last ones
+    /// are not kept back.
+    fn digest_pause(&self) -> Duration {
+        match self.back_to_source {
+            BackToSource::Running => (self.born.elapsed() / 40).clamp(DIGESTS.start, DIGESTS.end),
+            _ => Duration::ZERO,
+        }
     }
 
     /// Goes back to source with a lease, or without one where nobody could grant it.
@@ -327,6 +347,7 @@ impl Download {
     fn start_fetch(&mut self, source: Source) {
         tracing::debug!(task = %self.shared.id, leased = self.leased, "back to source");
         self.back_to_source = BackToSource::Running;
+        self.reading = Some(self.means.sources.reads(&self.shared.id));
         let fetch = Fetch {
             id: self.shared.id.clone(),
             source,

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use crate::{plan::Key, transfer::Subscription};
 
-/// A parent that did not hold the task is asked again after so long, so many times.
+/// A parent that did not hold the task, and did not get it for two seconds, is asked again after so long, so many times.
 const RETRY: Duration = Duration::from_millis(200);
-const RETRIES: u32 = 25;
+const RETRIES: u32 = 2;
 
 /// The parents that the scheduler assigned.
 #[derive(Default)]
@@ -82,14 +82,14 @@ impl Parents {
         self.by_key.insert(key, parent);
     }
 
-    /// Parents to subscribe to now; they count as connecting from here on.
-    pub(super) fn due(&mut self) -> Vec<(Key, String)> {
+    /// Parents to subscribe to now, and whether each is a seed peer; they count as connecting from here on.
+    pub(super) fn due(&mut self) -> Vec<(Key, String, bool)> {
         let now = Instant::now();
         let mut due = Vec::new();
         for (key, parent) in &mut self.by_key {
             if matches!(parent.state, State::Due(at) if at <= now) {
                 parent.state = State::Connecting;
-                due.push((*key, parent.address.clone()));
+                due.push((*key, parent.address.clone(), parent.seed));
             }
         }
         due

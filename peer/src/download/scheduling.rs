@@ -101,9 +101,9 @@ impl Download {
     /// Subscribes to parents that are due. What a parent has can be noted only once the geometry is known.
     pub(super) fn connect_parents(&mut self) {
         let Some(plan) = &mut self.plan else { return };
-        for (key, address) in self.parents.due() {
+        for (key, address, seed) in self.parents.due() {
             // Before the subscription: what the parent has may be heard before the subscription is.
-            plan.add_parent(key);
+            plan.add_parent(key, seed && self.means.coordinate);
             let (pool, task, events) =
                 (self.means.pool.clone(), self.shared.id.clone(), self.events.0.clone());
             self.jobs.spawn(async move {
@@ -133,6 +133,7 @@ impl Download {
     /// Sends digests of leaves that came from the origin, run by run.
     pub(super) async fn announce(&mut self) {
         let Some(geometry) = self.geometry() else { return };
+        self.announced = Instant::now();
         let fresh = std::mem::take(&mut self.fresh_digests);
         let follows = |a: &(u32, LeafDigest), b: &(u32, LeafDigest)| a.0 + 1 == b.0;
         for run in fresh.chunk_by(follows) {

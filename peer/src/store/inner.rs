@@ -11,7 +11,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::{
     StoreError,
@@ -41,6 +41,8 @@ pub(super) struct Inner {
     pub(super) queue: Arc<Queue>,
     pub(super) host_id: String,
     pub(super) losses: broadcast::Sender<TaskId>,
+    /// Changes with every new task.
+    pub(super) creations: watch::Sender<u64>,
     pub(super) tasks: Mutex<HashMap<TaskId, Arc<Record>>>,
     pub(super) layers: Mutex<HashMap<Digest, LayerDescriptor>>,
     /// The latest time of use that was given out.
@@ -66,6 +68,7 @@ impl Inner {
             queue,
             host_id,
             losses: broadcast::Sender::new(1024),
+            creations: watch::Sender::new(0),
             tasks: Mutex::new(records.into_iter().map(|record| (record.id.clone(), record)).collect()),
             layers: Mutex::new(layers.into_iter().map(|layer| (layer.blob.clone(), layer)).collect()),
             clock: AtomicU64::new(clock),
@@ -101,6 +104,7 @@ impl Inner {
                 record.touch(self.now());
                 vacant.insert(record.clone());
                 self.queue.changed(&record, 0);
+                self.creations.send_modify(|creations| *creations += 1);
                 Ok(())
             }
         }

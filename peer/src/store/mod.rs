@@ -38,7 +38,7 @@ use std::{
 
 use darter_service::Registry;
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 pub use self::{
     config::StoreConfig,
@@ -312,6 +312,11 @@ impl Store {
     /// is read, a task may have them again. Does not block; one who lags behind by 1024 is told so.
     pub fn losses(&self) -> broadcast::Receiver<TaskId> {
         self.inner.losses.subscribe()
+    }
+
+    /// Changes with every new task. Does not block.
+    pub fn creations(&self) -> watch::Receiver<u64> {
+        self.inner.creations.subscribe()
     }
 
     /// Waits until everything that was done before is durable.

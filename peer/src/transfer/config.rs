@@ -17,6 +17,11 @@ pub struct TransferConfig {
     pub advertise: Option<SocketAddr>,
     /// Leaves that are sent at once, over all children: 8 by default.
     pub upload_slots: usize,
+    /// What is passed on of a piece that is still arriving: `"leaves"` by default.
+    pub relay: Relay,
+    /// Whether a source shows each leaf to one of its children first, and children rely on that: true by default. All
+    /// peers of a cluster should agree.
+    pub coordinate: bool,
     /// Connections of children at once; further ones are turned away: 1024 by default.
     pub connections: usize,
     /// How long connecting to a parent may take, handshake included: `"500ms"` by default.
@@ -30,12 +35,24 @@ pub struct TransferConfig {
     pub idle_timeout: Duration,
 }
 
+/// What is passed on of a piece that is still arriving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Relay {
+    /// Each leaf at once.
+    Leaves,
+    /// Nothing; the piece is passed on when it is complete. To compare.
+    Pieces,
+}
+
 impl Default for TransferConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7401)),
             advertise: None,
             upload_slots: 8,
+            relay: Relay::Leaves,
+            coordinate: true,
             connections: 1024,
             dial_timeout: Duration::from_millis(500),
             progress_timeout: Duration::from_secs(10),

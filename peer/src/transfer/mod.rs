@@ -55,6 +55,7 @@ mod metrics;
 mod ranges;
 mod server;
 mod socket;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -63,10 +64,11 @@ use std::time::Duration;
 pub(crate) use self::socket::warm;
 pub use self::{
     client::{Pool, Subscription},
-    config::TransferConfig,
+    config::{Relay, TransferConfig},
     event::{ParentEvent, ParentEventKind, ParentKey, Refusal, TransferError},
     metrics::TransferMetrics,
     server::Server,
+    sources::{Reading, Sources},
 };
 
 /// A child that has sent nothing for this long shows that it lives.

@@ -324,7 +324,7 @@ impl Sim {
         });
         self.with(child, |peer| {
             if let Some(plan) = &mut peer.plan {
-                plan.add_parent(u64::from(parent));
+                plan.add_parent(u64::from(parent), false);
                 plan.parent_has(u64::from(parent), &has);
             }
         });
@@ -407,7 +407,7 @@ impl Sim {
         }
         let Some(others) = self.with(child, |peer| {
             let plan = peer.plan.as_mut()?;
-            let others = plan.arrived(leaf, u64::from(parent));
+            let others = plan.arrived(leaf, u64::from(parent), duration(now));
             plan.landed(leaf);
             peer.count_leaf(now, parent, asked, unit);
             Some(others)

@@ -1,46 +1,145 @@
 //! Tells a child which leaves of a task this peer holds, as soon as it does: that is the relay below the piece.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::child::Child;
+use super::{
+    Server,
+    child::{Child, Stream},
+    desk::Place,
+};
 use crate::{
+    Geometry, TaskId,
     store::Entry,
     transfer::{
+        Relay,
         frame::{Frame, MAX_RANGES},
-        ranges::added,
+        ranges::{added, joined},
     },
 };
 
 /// Shortest time between two announcements of one subscription: what comes in between is told in one.
 const PAUSE: Duration = Duration::from_millis(2);
+/// A child may come a little before its parent begins with the task itself, as in a crowd that comes at once.
+const EARLY: Duration = Duration::from_secs(2);
 
-/// Announces the leaves of `entry` until that is removed.
-pub(super) async fn announce(child: Arc<Child>, stream: u32, entry: Arc<Entry>) {
+/// Waits until the task is here, and announces its leaves until it is removed.
+pub(super) async fn announce(server: Arc<Server>, child: Arc<Child>, stream: u32, task: TaskId) {
+    let Some(entry) = begun(&server, &task).await else {
+        return child.close(stream, "the parent does not hold this task").await;
+    };
+    let turns = server.config.coordinate && server.sources.contains(&task);
+    let place = turns.then(|| Arc::new(server.desks.join(&entry)));
+    if !child.begin(stream, Stream { entry: entry.clone(), place: place.clone() }) {
+        return;
+    }
+    match place {
+        Some(place) => in_turns(&child, stream, &entry, &place).await,
+        None => everything(&child, stream, &entry, server.config.relay).await,
+    }
+}
+
+/// The task's entry, as soon as it is there.
+async fn begun(server: &Server, task: &TaskId) -> Option<Arc<Entry>> {
+    let mut creations = server.store.creations();
+    let begins = async {
+        loop {
+            creations.mark_unchanged();
+            if let Some(entry) = server.store.get(task) {
+                return Some(entry);
+            }
+            creations.changed().await.ok()?;
+        }
+    };
+    timeout(EARLY, begins).await.ok().flatten()
+}
+
+/// Announces everything that is here.
+async fn everything(child: &Child, stream: u32, entry: &Entry, relay: Relay) {
     let mut changes = entry.changes();
     let mut told = Vec::new();
     for round in 0u64.. {
         changes.mark_unchanged();
         if entry.is_removed() {
-            child.close(stream, "the parent has dropped this task").await;
-            return;
+            return child.close(stream, "the parent has dropped this task").await;
         }
-        let held = entry.have_ranges();
-        let mut news = added(&held, &told);
+        let held = match relay {
+            Relay::Leaves => entry.have_ranges(),
+            Relay::Pieces => whole_pieces(&entry.have_ranges(), entry.geometry()),
+        };
+        let news = added(&held, &told);
         told = held;
         // The first announcement is made even if it is empty: the child waits for it.
-        while !news.is_empty() || round == 0 {
-            let rest = news.split_off(news.len().min(MAX_RANGES as usize));
-            child.tell(Frame::Have { stream, leaves: news }).await;
-            news = rest;
-            if news.is_empty() {
-                break;
-            }
+        if !news.is_empty() || round == 0 {
+            tell(child, stream, news).await;
         }
         sleep(PAUSE).await;
         if changes.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Announces what it is this child's turn to get.
+async fn in_turns(child: &Child, stream: u32, entry: &Entry, place: &Place) {
+    let mut changes = entry.changes();
+    tell(child, stream, Vec::new()).await;
+    loop {
+        changes.mark_unchanged();
+        if entry.is_removed() {
+            return child.close(stream, "the parent has dropped this task").await;
+        }
+        let mut news = place.news(entry);
+        if !news.is_empty() {
+            news.sort_unstable();
+            tell(child, stream, joined(news)).await;
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = place.called() => {}
+        }
+    }
+}
+
+async fn tell(child: &Child, stream: u32, mut leaves: Vec<Range<u32>>) {
+    loop {
+        let rest = leaves.split_off(leaves.len().min(MAX_RANGES as usize));
+        child.tell(Frame::Have { stream, leaves }).await;
+        leaves = rest;
+        if leaves.is_empty() {
+            return;
+        }
+    }
+}
+
+/// The pieces that are held completely, as ranges of leaves.
+fn whole_pieces(held: &[Range<u32>], geometry: &Geometry) -> Vec<Range<u32>> {
+    let mut whole: Vec<u32> = Vec::new();
+    for range in held {
+        let pieces = geometry.piece_of(range.start).zip(geometry.piece_of(range.end.saturating_sub(1)));
+        for piece in pieces.into_iter().flat_map(|(first, last)| first..=last) {
+            let leaves = geometry.piece_leaves(piece);
+            if range.start <= leaves.start && leaves.end <= range.end {
+                whole.extend(leaves);
+            }
+        }
+    }
+    joined(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_counts_when_it_is_complete() {
+        // Three pieces of 16 leaves, the last one shorter.
+        let geometry = Geometry::Fixed { len: 40 * u64::from(crate::LEAF_LEN) };
+        let whole = |held: &[Range<u32>]| whole_pieces(held, &geometry);
+        assert_eq!(whole(&[0..15, 17..40]), [32..40]);
+        assert_eq!(whole(&[1..33]), [16..32]);
+        assert_eq!(whole(&[0..32]), [0..32]);
+        assert!(whole(&[0..8, 10..15]).is_empty());
     }
 }

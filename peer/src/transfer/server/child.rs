@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Server,
+    desk::Place,
     listen::Listener,
     queue::{LeafQueue, Pushed, Wanted},
     send::Sender,
@@ -41,13 +42,21 @@ const READ_AHEAD: usize = 8192;
 
 /// What the tasks of one child's connection share.
 pub(super) struct Child {
-    streams: Mutex<HashMap<u32, Arc<Entry>>>,
+    streams: Mutex<HashMap<u32, Option<Stream>>>,
     queue: Mutex<LeafQueue>,
     metrics: TransferMetrics,
     /// A leaf was queued.
     pub(super) queued: Notify,
     /// Frames to be sent, in order; leaves are taken from the queue.
     frames: mpsc::Sender<Frame>,
+}
+
+/// A subscription to a task that is here.
+#[derive(Clone)]
+pub(super) struct Stream {
+    pub(super) entry: Arc<Entry>,
+    /// The child's place in the queue, if this host is the task's source.
+    pub(super) place: Option<Arc<Place>>,
 }
 
 /// Serves one child until it leaves.
@@ -98,23 +107,37 @@ async fn converse(
 }
 
 impl Child {
-    pub(super) fn entry(&self, stream: u32) -> Option<Arc<Entry>> {
-        self.streams.lock().get(&stream).cloned()
+    /// An open stream whose task is here.
+    pub(super) fn stream(&self, stream: u32) -> Option<Stream> {
+        self.streams.lock().get(&stream).cloned().flatten()
     }
 
     pub(super) fn streams(&self) -> usize {
         self.streams.lock().len()
     }
 
-    pub(super) fn open(&self, stream: u32, entry: Arc<Entry>) {
-        self.streams.lock().insert(stream, entry);
+    /// Opens a stream, before it is known whether its task is here.
+    pub(super) fn open(&self, stream: u32) {
+        self.streams.lock().insert(stream, None);
+    }
+
+    /// The stream's task is here; false if the stream has ended.
+    pub(super) fn begin(&self, stream: u32, begun: Stream) -> bool {
+        match self.streams.lock().get_mut(&stream) {
+            Some(open) => {
+                *open = Some(begun);
+                true
+            }
+            None => false,
+        }
     }
 
     /// Ends a stream and tells the child; does nothing if it has ended.
     pub(super) async fn close(&self, stream: u32, reason: &str) {
         // Reserved before, so that nobody can be aborted between ending the stream and telling of it.
         let Ok(permit) = self.frames.reserve().await else { return };
-        if self.streams.lock().remove(&stream).is_some() {
+        let open = self.streams.lock().remove(&stream);
+        if open.is_some() {
             self.with_queue(|queue| queue.drop_stream(stream));
             permit.send(Frame::Gone { stream, reason: reason.into() });
         }

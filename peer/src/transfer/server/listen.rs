@@ -85,6 +85,9 @@ impl Listener {
             Frame::Cancel { stream, leaves } => {
                 self.check_known(stream)?;
                 let cancelled = self.child.cancel(stream, &leaves);
+                if let Some(place) = self.child.stream(stream).and_then(|open| open.place) {
+                    cancelled.iter().for_each(|leaf| place.answered(*leaf, false));
+                }
                 self.refuse(stream, cancelled.into_iter().map(|leaf| (leaf, Refusal::Cancelled)).collect())
                     .await;
             }
@@ -107,27 +110,27 @@ impl Listener {
             return Err(FrameError::Invalid("a stream number is used again").into());
         }
         self.last_stream = stream;
-        let gone = |reason: &str| Frame::Gone { stream, reason: reason.into() };
         if self.child.streams() >= MAX_STREAMS {
-            self.child.tell(gone("too many subscriptions on one connection")).await;
+            let reason = "too many subscriptions on one connection".into();
+            self.child.tell(Frame::Gone { stream, reason }).await;
             return Ok(());
         }
-        let Some(entry) = self.server.store.get(task) else {
-            self.child.tell(gone("the parent does not hold this task")).await;
-            return Ok(());
-        };
-        self.child.open(stream, entry.clone());
+        self.child.open(stream);
         self.announcers.retain(|_, announcer| !announcer.is_finished());
-        let announcer = tokio::spawn(announce(self.child.clone(), stream, entry));
+        let announcer = tokio::spawn(announce(self.server.clone(), self.child.clone(), stream, task.clone()));
         self.announcers.insert(stream, AbortOnDropHandle::new(announcer));
         Ok(())
     }
 
     async fn request(&self, stream: u32, leaves: Range<u32>, class: Class) {
         // The stream may have ended while the request was under way.
-        let Some(entry) = self.child.entry(stream) else { return };
+        let Some(open) = self.child.stream(stream) else { return };
         let refused = leaves.filter_map(|leaf| {
-            let refusal = match entry.has(leaf).then(|| self.child.want(stream, leaf, class)) {
+            let has = open.entry.has(leaf);
+            if let Some(place) = open.place.as_ref().filter(|_| has) {
+                place.asked(leaf);
+            }
+            let refusal = match has.then(|| self.child.want(stream, leaf, class)) {
                 Some(Pushed::Queued) => return None,
                 Some(Pushed::Again) => Refusal::Cancelled,
                 Some(Pushed::Full) => Refusal::Busy,

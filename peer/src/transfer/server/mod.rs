@@ -3,6 +3,7 @@
 mod admission;
 mod announce;
 mod child;
+mod desk;
 mod listen;
 mod queue;
 mod send;
@@ -16,8 +17,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::admission::Admission;
-use super::{config::TransferConfig, metrics::TransferMetrics};
+use self::{admission::Admission, desk::Desks};
+use super::{config::TransferConfig, metrics::TransferMetrics, sources::Sources};
 use crate::{Limits, store::Store};
 
 /// How long not to accept after that failed, as it does when there are no file descriptors.
@@ -31,20 +32,24 @@ pub struct Server {
     config: TransferConfig,
     metrics: TransferMetrics,
     admission: Arc<Admission>,
+    sources: Sources,
+    desks: Desks,
 }
 
 impl Server {
-    /// Serves until `shutdown`; then finishes the leaves being sent, tells the children, and returns.
+    /// Serves until `shutdown`, in turns what this host is the source of; then finishes the leaves being sent, tells the children, and returns.
     pub async fn serve(
         listener: TcpListener,
         store: Store,
         limits: Limits,
         config: TransferConfig,
         metrics: TransferMetrics,
+        sources: Sources,
         shutdown: CancellationToken,
     ) {
         let admission = Admission::new(config.upload_slots);
-        let server = Arc::new(Self { store, limits, config, metrics, admission });
+        let server =
+            Arc::new(Self { store, limits, config, metrics, admission, sources, desks: Desks::default() });
         let mut children = JoinSet::new();
         server.accept(&listener, &mut children, &shutdown).await;
         drop(listener);

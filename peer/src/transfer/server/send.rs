@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Server,
     admission::{Admission, Slot, Ticket},
-    child::Child,
+    child::{Child, Stream},
     queue::Wanted,
 };
 use crate::{
@@ -140,7 +140,7 @@ impl Sender {
         self.stage = Stage::Idle;
         let Some(wanted) = self.child.next() else { return Ok(()) };
         // The stream may have ended; then the child was told so.
-        let Some(entry) = self.child.entry(wanted.stream) else { return Ok(()) };
+        let Some(Stream { entry, .. }) = self.child.stream(wanted.stream) else { return Ok(()) };
         let bytes = entry.geometry().leaf_range(wanted.leaf).filter(|_| entry.has(wanted.leaf));
         let Some(bytes) = bytes else { return self.refuse(&[wanted], Refusal::NotHeld).await };
         let upload = self.server.limits.upload.clone();
@@ -176,9 +176,7 @@ impl Sender {
     async fn leaf(&mut self, parcel: Parcel) -> io::Result<()> {
         let Parcel { wanted, entry, bytes, slot } = parcel;
         // The stream may have ended while the leaf was paid for.
-        if self.child.entry(wanted.stream).is_none() {
-            return Ok(());
-        }
+        let Some(Stream { place, .. }) = self.child.stream(wanted.stream) else { return Ok(()) };
         let len = bytes.end - bytes.start;
         let place = match entry.place(wanted.leaf).map_err(io::Error::other) {
             Ok(Place::File(file, offset, pin)) => {
@@ -202,6 +200,9 @@ impl Sender {
             Place::Memory(bytes) => self.write(&bytes, false).await?,
         }
         self.server.metrics.sent.inc_by(len);
+        if let Some(place) = place {
+            place.answered(wanted.leaf, true);
+        }
         Ok(())
     }
 
@@ -237,6 +238,9 @@ impl Sender {
     async fn refuse(&mut self, leaves: &[Wanted], refusal: Refusal) -> io::Result<()> {
         let mut batch = Vec::new();
         for Wanted { stream, leaf, .. } in leaves {
+            if let Some(place) = self.child.stream(*stream).and_then(|open| open.place) {
+                place.answered(*leaf, false);
+            }
             Frame::Refused { stream: *stream, leaves: *leaf..leaf + 1, refusal }.encode(&mut batch);
         }
         if refusal == Refusal::Busy {

@@ -58,8 +58,15 @@ impl Host {
         let address = listener.local_addr().unwrap();
         let (limits, shutdown) = (Limits::default(), CancellationToken::new());
         let metrics = metrics();
-        let serving =
-            Server::serve(listener, store.clone(), limits.clone(), config, metrics.clone(), shutdown.clone());
+        let serving = Server::serve(
+            listener,
+            store.clone(),
+            limits.clone(),
+            config,
+            metrics.clone(),
+            Sources::default(),
+            shutdown.clone(),
+        );
         Self { serving: tokio::spawn(serving), store, limits, metrics, address, shutdown, dir }
     }
 

@@ -124,6 +124,7 @@ async fn a_killed_parent_is_gone_with_a_reason() {
         limits,
         TransferConfig::default(),
         metrics(),
+        Sources::default(),
         host.shutdown.clone(),
     ));
     let subscription = child.subscribe(host.address, 1).await;
