@@ -6,7 +6,7 @@ mod common;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use common::{Faults, Node, Origin, Scheduler, blob};
+use common::{Faults, Node, Origin, Scheduler, Spoil, blob};
 use tokio::task::JoinSet;
 
 const LEN: usize = 24 * 1024 * 1024 + 4321;
@@ -115,4 +115,33 @@ async fn the_seed_dies_in_the_middle() {
     tokio::join!(all_read(&peers, &origin, &id, &bytes), stop);
     // The seed's part was relayed before it died, but for what was under way.
     assert!(origin.sent() < LEN as u64 * 3 / 2, "{} bytes were fetched again", origin.sent() - LEN as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parent_that_fails_in_the_middle_is_made_up_for_by_another() {
+    let (bytes, id) = blob(LEN, 7);
+    let origin = Origin::start(BTreeMap::from([("b", bytes.clone())]), Faults::default()).await;
+    let scheduler = Scheduler::start().await;
+    let good = scheduler.peer(false).await;
+    assert!(good.read(&id, Some(origin.source("b"))).await.unwrap() == bytes);
+    for spoil in [Spoil::Stall(700_000), Spoil::Cut(700_000), Spoil::Flip(700_000), Spoil::Trickle(700_000)] {
+        let bad = scheduler.spoilt_peer(spoil).await;
+        assert!(bad.read(&id, Some(origin.source("b"))).await.unwrap() == bytes);
+        let child = scheduler.peer(false).await;
+        assert!(child.read(&id, None).await.unwrap() == bytes, "{spoil:?}");
+        bad.stop().await;
+        child.stop().await;
+    }
+    assert_eq!(origin.sent(), LEN as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_child_whose_only_holder_lies_ends_with_an_error() {
+    let (bytes, id) = blob(LEN, 8);
+    let origin = Origin::start(BTreeMap::from([("b", bytes.clone())]), Faults::default()).await;
+    let scheduler = Scheduler::start().await;
+    let liar = scheduler.spoilt_peer(Spoil::Flip(300_000)).await;
+    assert!(liar.read(&id, Some(origin.source("b"))).await.unwrap() == bytes);
+    let child = scheduler.peer(false).await;
+    assert!(child.read(&id, None).await.is_err());
 }

@@ -231,6 +231,19 @@ impl Scheduler {
         node
     }
 
+    /// A peer whose children reach it through a relay that spoils what it sends.
+    pub(crate) async fn spoilt_peer(&self, spoil: Spoil) -> Node {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let spoilt = relay(address, spoil).await;
+        self.peer_with(|config| {
+            config.transfer.listen = address;
+            config.transfer.advertise = Some(spoilt);
+        })
+        .await
+    }
+
     pub(crate) async fn peers(&self, count: usize) -> Vec<Node> {
         let mut peers = Vec::new();
         for _ in 0..count {
@@ -273,4 +286,65 @@ pub(crate) fn blob(len: usize, seed: u64) -> (Vec<u8>, TaskId) {
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     let id = TaskId::of_digest(&Digest::sha256(&bytes));
     (bytes, id)
+}
+
+/// How a parent's answers are spoilt on their way, after so many bytes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spoil {
+    /// Nothing more comes, and nobody says so.
+    Stall(usize),
+    /// One byte is another one.
+    Flip(usize),
+    /// It goes on at 100 KB/s.
+    Trickle(usize),
+    /// The connection breaks.
+    Cut(usize),
+}
+
+/// A relay to `server`, as a link or a parent that does not do what it should.
+pub(crate) async fn relay(server: std::net::SocketAddr, spoil: Spoil) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((child, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let parent = TcpStream::connect(server).await.ok()?;
+                let (mut from_child, to_child) = child.into_split();
+                let (from_parent, mut to_parent) = parent.into_split();
+                tokio::select! {
+                    _ = tokio::io::copy(&mut from_child, &mut to_parent) => {}
+                    _ = pass(from_parent, to_child, spoil) => {}
+                }
+                Some(())
+            });
+        }
+    });
+    address
+}
+
+async fn pass(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    spoil: Spoil,
+) -> std::io::Result<()> {
+    let (Spoil::Stall(after) | Spoil::Flip(after) | Spoil::Trickle(after) | Spoil::Cut(after)) = spoil;
+    let mut buffer = vec![0; 16 * 1024];
+    let mut passed = 0;
+    loop {
+        let len = tokio::io::AsyncReadExt::read(&mut from, &mut buffer).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        if passed + len > after {
+            match spoil {
+                Spoil::Stall(_) => std::future::pending::<()>().await,
+                Spoil::Cut(_) => return Ok(()),
+                Spoil::Flip(_) if passed <= after => buffer[after - passed] ^= 1,
+                Spoil::Flip(_) => {}
+                Spoil::Trickle(_) => tokio::time::sleep(Duration::from_millis(10 * len as u64 / 1000)).await,
+            }
+        }
+        passed += len;
+        to.write_all(&buffer[..len]).await?;
+    }
 }
