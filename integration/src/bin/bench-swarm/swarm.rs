@@ -287,7 +287,7 @@ impl Row {
 
 /// What a link carries in bytes a second, by iperf3.
 async fn calibrate(lab: &Lab, from: &Host, to: &Host) -> Result<f64> {
-    let server = to.program("iperf3", "iperf3").args(["--server", "--one-off"]);
+    let server = to.program("iperf3", "iperf3").args(["--server", "--one-off", "--forceflush"]);
     let mut server = Process::start(lab, server)?;
     server.until_log("Server listening").await?;
     let client = from.command(lab, "iperf3").args(["--client", &to.address.to_string()]);
