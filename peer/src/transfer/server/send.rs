@@ -176,7 +176,7 @@ impl Sender {
     async fn leaf(&mut self, parcel: Parcel) -> io::Result<()> {
         let Parcel { wanted, entry, bytes, slot } = parcel;
         // The stream may have ended while the leaf was paid for.
-        let Some(Stream { place, .. }) = self.child.stream(wanted.stream) else { return Ok(()) };
+        let Some(Stream { place: turn, .. }) = self.child.stream(wanted.stream) else { return Ok(()) };
         let len = bytes.end - bytes.start;
         let place = match entry.place(wanted.leaf).map_err(io::Error::other) {
             Ok(Place::File(file, offset, pin)) => {
@@ -200,8 +200,8 @@ impl Sender {
             Place::Memory(bytes) => self.write(&bytes, false).await?,
         }
         self.server.metrics.sent.inc_by(len);
-        if let Some(place) = place {
-            place.answered(wanted.leaf, true);
+        if let Some(turn) = turn {
+            turn.answered(wanted.leaf, true);
         }
         Ok(())
     }
