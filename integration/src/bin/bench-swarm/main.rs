@@ -41,6 +41,9 @@ struct Options {
     /// Runs each cell so often and keeps the median run.
     #[arg(long, default_value_t = 1)]
     repeat: usize,
+    /// A line for the peers' `[peer.transfer]`, to compare settings; may be given several times.
+    #[arg(long)]
+    transfer: Vec<String>,
     /// Leaves logs of the peers in this directory.
     #[arg(long)]
     logs: Option<std::path::PathBuf>,
@@ -82,7 +85,7 @@ async fn measure(options: &Options) -> Result<()> {
         let mut runs = Vec::new();
         for _ in 0..options.repeat.max(1) {
             let lab = Lab::open()?;
-            let run = swarm::run(&lab, &cell).await;
+            let run = swarm::run(&lab, &cell, &options.transfer).await;
             if let Some(logs) = &options.logs {
                 std::process::Command::new("/bin/sh")
                     .args([

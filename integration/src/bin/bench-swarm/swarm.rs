@@ -34,6 +34,8 @@ const PATIENCE: f64 = 20.0;
 struct Around<'a> {
     lab: &'a Lab,
     cell: &'a Cell,
+    /// Further lines of the peers' `[peer.transfer]`.
+    transfer: &'a [String],
     origin: Host,
     scheduler: Host,
 }
@@ -44,8 +46,8 @@ struct Peer {
     process: Process,
 }
 
-/// Runs a cell.
-pub(crate) async fn run(lab: &Lab, cell: &Cell) -> Result<Row> {
+/// Runs a cell, with further lines for the peers' `[peer.transfer]`.
+pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<Row> {
     let memory = lab.subdir("memory")?;
     mount("bench", &memory, "tmpfs", MountFlags::empty(), Some(c"size=80%"))?;
     let mut network = Network::new(lab)?;
@@ -70,7 +72,7 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell) -> Result<Row> {
         hosts.push(network.host(rack, Some(mbit))?);
     }
     let link = calibrate(lab, &seed, hosts.first().context("no peers")?).await?;
-    let around = Around { lab, cell, origin, scheduler };
+    let around = Around { lab, cell, transfer, origin, scheduler };
     let _nginx = around.nginx(&memory).await?;
     let blobs = around.blobs(&memory)?;
     let len: u64 = blobs.iter().map(|blob| blob.len).sum();
@@ -214,11 +216,12 @@ impl Around<'_> {
              scheduler.addresses = [\"http://{scheduler}:7410\"]\n\
              place.zone = \"zone\"\nplace.rack = \"{rack}\"\n\
              store.dir = {store:?}\nstore.min_free = \"1MiB\"\n\
-             [peer.transfer]\nlisten = \"0.0.0.0:7401\"\nadvertise = \"{address}:7401\"\n{policy}",
+             [peer.transfer]\nlisten = \"0.0.0.0:7401\"\nadvertise = \"{address}:7401\"\n{policy}{transfer}\n",
             log = log(),
             scheduler = self.scheduler.address,
             store = memory.join(name),
             address = host.address,
+            transfer = self.transfer.join("\n"),
         );
         let config = self.lab.write(&format!("{name}/darter.toml"), &config)?;
         let program = host.program(name, target::darter()?).arg("peer").arg("--config").arg(config);

@@ -24,19 +24,22 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// A child may come a little before its parent begins with the task itself, as in a crowd that comes at once.
 const EARLY: Duration = Duration::from_secs(2);
 
-/// Waits until the task is here, and announces its leaves until it is removed.
+/// Announces the leaves of a stream's task until that is removed; waits for the task first if it is not here.
 pub(super) async fn announce(server: Arc<Server>, child: Arc<Child>, stream: u32, task: TaskId) {
-    let Some(entry) = begun(&server, &task).await else {
-        return child.close(stream, "the parent does not hold this task").await;
+    let open = match child.stream(stream) {
+        Some(open) => open,
+        None => {
+            let Some(entry) = begun(&server, &task).await else {
+                return child.close(stream, "the parent does not hold this task").await;
+            };
+            let open = Stream::of(&server, entry);
+            child.begin(stream, open.clone());
+            open
+        }
     };
-    let turns = server.config.coordinate && server.sources.contains(&task);
-    let place = turns.then(|| Arc::new(server.desks.join(&entry)));
-    if !child.begin(stream, Stream { entry: entry.clone(), place: place.clone() }) {
-        return;
-    }
-    match place {
-        Some(place) => in_turns(&child, stream, &entry, &place).await,
-        None => everything(&child, stream, &entry, server.config.relay).await,
+    match open.place {
+        Some(place) => in_turns(&child, stream, &open.entry, &place).await,
+        None => everything(&child, stream, &open.entry, server.config.relay).await,
     }
 }
 

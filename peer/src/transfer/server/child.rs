@@ -59,6 +59,15 @@ pub(super) struct Stream {
     pub(super) place: Option<Arc<Place>>,
 }
 
+impl Stream {
+    /// A subscription to the entry's task.
+    pub(super) fn of(server: &Server, entry: Arc<Entry>) -> Self {
+        let turns = server.config.coordinate && server.sources.contains(entry.id());
+        let place = turns.then(|| Arc::new(server.desks.join(&entry)));
+        Self { entry, place }
+    }
+}
+
 /// Serves one child until it leaves.
 pub(super) async fn serve(
     server: Arc<Server>,
@@ -112,23 +121,24 @@ impl Child {
         self.streams.lock().get(&stream).cloned().flatten()
     }
 
+    /// Whether a stream is open, whether its task is here or not.
+    pub(super) fn is_open(&self, stream: u32) -> bool {
+        self.streams.lock().contains_key(&stream)
+    }
+
     pub(super) fn streams(&self) -> usize {
         self.streams.lock().len()
     }
 
-    /// Opens a stream, before it is known whether its task is here.
-    pub(super) fn open(&self, stream: u32) {
-        self.streams.lock().insert(stream, None);
+    /// Opens a stream; without its task if that is not here yet.
+    pub(super) fn open(&self, stream: u32, open: Option<Stream>) {
+        self.streams.lock().insert(stream, open);
     }
 
-    /// The stream's task is here; false if the stream has ended.
-    pub(super) fn begin(&self, stream: u32, begun: Stream) -> bool {
-        match self.streams.lock().get_mut(&stream) {
-            Some(open) => {
-                *open = Some(begun);
-                true
-            }
-            None => false,
+    /// The task of an open stream is here now. Does nothing if the stream has ended.
+    pub(super) fn begin(&self, stream: u32, begun: Stream) {
+        if let Some(open) = self.streams.lock().get_mut(&stream) {
+            *open = Some(begun);
         }
     }
 

@@ -9,7 +9,12 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Server, announce::announce, child::Child, queue::Pushed};
+use super::{
+    Server,
+    announce::announce,
+    child::{Child, Stream},
+    queue::Pushed,
+};
 use crate::{
     Class, TaskId,
     transfer::{
@@ -115,7 +120,9 @@ impl Listener {
             self.child.tell(Frame::Gone { stream, reason }).await;
             return Ok(());
         }
-        self.child.open(stream);
+        // Known before the next frame is read, which may be a request for its leaves.
+        let open = self.server.store.get(task).map(|entry| Stream::of(&self.server, entry));
+        self.child.open(stream, open);
         self.announcers.retain(|_, announcer| !announcer.is_finished());
         let announcer = tokio::spawn(announce(self.server.clone(), self.child.clone(), stream, task.clone()));
         self.announcers.insert(stream, AbortOnDropHandle::new(announcer));
@@ -123,8 +130,13 @@ impl Listener {
     }
 
     async fn request(&self, stream: u32, leaves: Range<u32>, class: Class) {
-        // The stream may have ended while the request was under way.
-        let Some(open) = self.child.stream(stream) else { return };
+        let Some(open) = self.child.stream(stream) else {
+            // The stream may have ended while the request was under way; then the child was told so.
+            if self.child.is_open(stream) {
+                self.refuse(stream, leaves.map(|leaf| (leaf, Refusal::NotHeld)).collect()).await;
+            }
+            return;
+        };
         let refused = leaves.filter_map(|leaf| {
             let has = open.entry.has(leaf);
             if let Some(place) = open.place.as_ref().filter(|_| has) {

@@ -174,6 +174,25 @@ async fn what_comes_for_an_ended_stream_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_comes_early_is_answered_and_waits() {
+    let host = Host::start().await;
+    let mut stream = connect(&host).await;
+    stream.write_all(&encoded(&[subscribe(1), request(1, 0..2)])).await.unwrap();
+    let refused = Frame::Refused { stream: 1, leaves: 0..2, refusal: Refusal::NotHeld };
+    assert_eq!(read(&mut stream).await.unwrap(), refused);
+    host.hold(1, LEAF);
+    let mut had = Vec::new();
+    while had.is_empty() {
+        match read(&mut stream).await.unwrap() {
+            Frame::Have { stream: 1, leaves } => had = leaves,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(had, [0..1]);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn connections_and_subscriptions_are_bounded() {
     let host = Host::with(TransferConfig { connections: 2, ..TransferConfig::default() }).await;
     host.hold(1, LEAF);
