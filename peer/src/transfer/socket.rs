@@ -47,13 +47,21 @@ pub(super) async fn send_all(
     more: bool,
     patience: Duration,
 ) -> io::Result<()> {
-    let flags = if more { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
     while !bytes.is_empty() {
-        let write = stream.async_io(Interest::WRITABLE, || Ok(send(stream, bytes, flags)?));
-        let sent = timeout(patience, write).await.map_err(|_| no_progress(patience))??;
+        let sent = timeout(patience, send_some(stream, bytes, more)).await;
+        let sent = usize::try_from(sent.map_err(|_| no_progress(patience))??).map_err(io::Error::other)?;
         bytes = bytes.get(sent..).unwrap_or_default();
     }
     Ok(())
+}
+
+/// Sends some of `bytes`, which are not empty; returns how many. `more` as for [`send_all`].
+pub(super) async fn send_some(stream: &TcpStream, bytes: &[u8], more: bool) -> io::Result<u64> {
+    let flags = if more { SendFlags::NOSIGNAL | SendFlags::MORE } else { SendFlags::NOSIGNAL };
+    match stream.async_io(Interest::WRITABLE, || Ok(send(stream, bytes, flags)?)).await? {
+        0 => Err(io::ErrorKind::WriteZero.into()),
+        sent => Ok(sent as u64),
+    }
 }
 
 /// Sends some of the file's bytes from `offset` on, `len` at most, straight from the page cache; returns how many.

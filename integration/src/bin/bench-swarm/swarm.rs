@@ -215,7 +215,7 @@ impl Around<'_> {
              [peer]\nname = \"{name}\"\nseed = {seed}\ncontrol_socket = {control:?}\n\
              scheduler.addresses = [\"http://{scheduler}:7410\"]\n\
              place.zone = \"zone\"\nplace.rack = \"{rack}\"\n\
-             store.dir = {store:?}\nstore.min_free = \"1MiB\"\n\
+             store.dir = {store:?}\nstore.min_free = \"1MiB\"\norigin.allow = [\"10.77.0.0/16\"]\n\
              [peer.transfer]\nlisten = \"0.0.0.0:7401\"\nadvertise = \"{address}:7401\"\n{policy}{transfer}\n",
             log = log(),
             scheduler = self.scheduler.address,

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
@@ -104,7 +105,7 @@ async fn run(options: &Options) -> Result<()> {
     for (way, digest) in [("darter, BLAKE3", &blake3), ("darter, BLAKE3 and SHA-256", &sha256)] {
         let mut costs = Vec::new();
         for _ in 0..options.repeat {
-            costs.push(darter(&lab, &url, digest, len).await?);
+            costs.push(darter(&lab, address, digest, len).await?);
         }
         add(way, costs)?;
     }
@@ -116,7 +117,7 @@ async fn run(options: &Options) -> Result<()> {
     fs::write(&path, serde_json::to_string_pretty(&rows)? + "\n").context("writing transfer.json")
 }
 
-fn nginx(lab: &Lab, root: &Path, address: std::net::SocketAddr) -> Result<Program> {
+fn nginx(lab: &Lab, root: &Path, address: SocketAddr) -> Result<Program> {
     let (temp, root) = (lab.subdir("nginx")?, root.display());
     let temp = temp.display();
     // Without a master one process does all the work, and its CPU time is all there is.
@@ -133,12 +134,14 @@ fn nginx(lab: &Lab, root: &Path, address: std::net::SocketAddr) -> Result<Progra
 }
 
 /// From the store of one peer, which got the content before, to that of another one.
-async fn darter(lab: &Lab, url: &str, digest: &str, len: u64) -> Result<Cost> {
+async fn darter(lab: &Lab, origin: SocketAddr, digest: &str, len: u64) -> Result<Cost> {
+    let url = &format!("http://{origin}/blob");
     let scheduler = Scheduler::start(lab, None).await?;
     let around = Surroundings {
         schedulers: vec![scheduler.grpc],
         manager: None,
-        registries: Vec::new(),
+        // Else a URL must not lead to an address of this machine.
+        registries: vec![(origin.to_string(), format!("http://{origin}"))],
         links: false,
     };
     let mut sender = Peer::start(lab, "sender", &around).await?;

@@ -1,6 +1,6 @@
 //! What a child gets: frames first, then its most urgent leaf as soon as the host has a slot for it.
 
-use std::{fs::File, io, ops::Range, pin::Pin, sync::Arc, time::Duration};
+use std::{io, ops::Range, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpStream, tcp::OwnedWriteHalf},
@@ -21,7 +21,7 @@ use crate::{
     transfer::{
         event::Refusal,
         frame::{CONNECTION, Frame},
-        socket::{no_progress, send_all, send_file, warm},
+        socket::{no_progress, send_all, send_file, send_some, warm},
     },
 };
 
@@ -195,10 +195,7 @@ impl Sender {
         let frame_len = u32::try_from(len).map_err(io::Error::other)?;
         Frame::Leaf { stream: wanted.stream, leaf: wanted.leaf, len: frame_len }.encode(&mut header);
         self.write(&header, true).await?;
-        match place {
-            Place::File(file, offset, _pin) => self.body(&file, offset..offset + len, slot).await?,
-            Place::Memory(bytes) => self.write(&bytes, false).await?,
-        }
+        self.body(&place, len, slot).await?;
         self.server.metrics.sent.inc_by(len);
         if let Some(turn) = turn {
             turn.answered(wanted.leaf, true);
@@ -206,14 +203,15 @@ impl Sender {
         Ok(())
     }
 
-    async fn body(&mut self, file: &File, mut range: Range<u64>, slot: Slot) -> io::Result<()> {
+    /// Sends a leaf's bytes. A child that does not take them loses its slot, and later its connection.
+    async fn body(&mut self, place: &Place, len: u64, slot: Slot) -> io::Result<()> {
         let stream: &TcpStream = self.writer.as_ref();
         let mut slot = Some(slot);
-        while !range.is_empty() {
+        let mut sent = 0;
+        while sent < len {
             let patience = if slot.is_some() { SLOT_PATIENCE } else { self.server.config.progress_timeout };
-            let sending = send_file(stream, file, range.start, range.end - range.start);
-            match timeout(patience, sending).await {
-                Ok(sent) => range.start += sent?,
+            match timeout(patience, part(stream, place, sent, len)).await {
+                Ok(part) => sent += part?,
                 Err(_) if slot.take().is_some() => {}
                 Err(_) => return Err(no_progress(patience)),
             }
@@ -295,6 +293,17 @@ impl Payment {
     async fn finish(self) -> Parcel {
         self.paid.await;
         self.parcel
+    }
+}
+
+/// Sends as much of a leaf as the connection takes at once, from its byte `from` on; returns how much that was.
+async fn part(stream: &TcpStream, place: &Place, from: u64, len: u64) -> io::Result<u64> {
+    match place {
+        Place::File(file, offset, _pin) => send_file(stream, file, offset + from, len - from).await,
+        Place::Memory(bytes) => {
+            let rest = usize::try_from(from).ok().and_then(|from| bytes.get(from..)).unwrap_or_default();
+            send_some(stream, rest, false).await
+        }
     }
 }
 
