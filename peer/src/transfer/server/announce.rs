@@ -132,6 +132,7 @@ fn whole_pieces(held: &[Range<u32>], geometry: &Geometry) -> Vec<Range<u32>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;
 
