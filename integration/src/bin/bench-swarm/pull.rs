@@ -1,6 +1,9 @@
 //! A pull: what a consumer on a host does, through its peer's control socket.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use darter_proto::peer::{
@@ -17,12 +20,12 @@ pub(crate) struct Blob {
     pub(crate) len: u64,
 }
 
-pub(crate) async fn connect(socket: &PathBuf) -> Result<PeerClient<Channel>> {
+pub(crate) async fn connect(socket: &Path) -> Result<PeerClient<Channel>> {
     let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))?.connect().await?;
     Ok(PeerClient::new(channel).max_decoding_message_size(64 << 20))
 }
 
-pub(crate) async fn status(socket: &PathBuf) -> Result<StatusReply> {
+pub(crate) async fn status(socket: &Path) -> Result<StatusReply> {
     Ok(connect(socket).await?.status(StatusRequest {}).await?.into_inner())
 }
 

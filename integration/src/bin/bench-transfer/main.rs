@@ -4,7 +4,7 @@
 use std::{
     fs,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -171,7 +171,7 @@ async fn darter(lab: &Lab, origin: SocketAddr, digest: &str, len: u64) -> Result
 }
 
 /// Reads the last byte only, which a peer gives away when everything is there and checked.
-async fn complete(control: &PathBuf, url: &str, digest: &str, len: u64) -> Result<()> {
+async fn complete(control: &Path, url: &str, digest: &str, len: u64) -> Result<()> {
     let channel = Endpoint::from_shared(format!("unix://{}", control.display()))?.connect().await?;
     let request =
         GetRequest { url: url.to_owned(), digest: digest.to_owned(), headers: Vec::new(), offset: len - 1 };
