@@ -92,7 +92,7 @@ impl Cell {
 
     /// Lengths of the blobs in bytes.
     pub(crate) fn blobs(&self) -> Vec<u64> {
-        let mib = |sixteenths: u64| self.mib * sixteenths << 16;
+        let mib = |sixteenths: u64| (self.mib * sixteenths) << 16;
         match self.content {
             Content::Blob => vec![self.mib << 20],
             Content::Image => [1, 2, 3, 4, 6].map(mib).to_vec(),

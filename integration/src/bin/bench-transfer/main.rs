@@ -143,6 +143,7 @@ async fn darter(lab: &Lab, origin: SocketAddr, digest: &str, len: u64) -> Result
         // Else a URL must not lead to an address of this machine.
         registries: vec![(origin.to_string(), format!("http://{origin}"))],
         links: false,
+        mount: None,
     };
     let mut sender = Peer::start(lab, "sender", &around).await?;
     sender.until_scheduled().await?;
