@@ -174,8 +174,12 @@ async fn darter(lab: &Lab, origin: SocketAddr, digest: &str, len: u64) -> Result
 /// Reads the last byte only, which a peer gives away when everything is there and checked.
 async fn complete(control: &Path, url: &str, digest: &str, len: u64) -> Result<()> {
     let channel = Endpoint::from_shared(format!("unix://{}", control.display()))?.connect().await?;
-    let request =
-        GetRequest { url: url.to_owned(), digest: digest.to_owned(), headers: Vec::new(), offset: len - 1 };
+    let request = GetRequest {
+        url: url.to_owned(),
+        digest: digest.to_owned(),
+        offset: len - 1,
+        ..GetRequest::default()
+    };
     let mut replies = PeerClient::new(channel).get(request).await?.into_inner();
     while replies.message().await?.is_some() {}
     Ok(())
