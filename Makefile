@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-layer bench-proxy bench-faults bench-swarm bench-transfer clean-up
+.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-fs bench-layer bench-proxy bench-faults bench-swarm bench-transfer clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -29,6 +29,11 @@ test-runtimes: build
 bench-lazy: build
 	@integration/install-soci.sh $(CURDIR)/target/integration-cache/soci
 	DARTER_LOG=info target/debug/bench-lazy $(ARGS)
+
+# How fast containers read layers that are all here, next to overlayfs on ext4. Drops the machine's page cache.
+# Writes target/bench/fs.json.
+bench-fs: build
+	DARTER_LOG=info target/debug/bench-fs $(ARGS)
 
 # The real scheduler and the peers' real plan with N peers, in a simulation; ARGS="--help" shows what else can be varied.
 N ?= 100000

@@ -6,11 +6,11 @@
 use fastcdc::v2020::FastCDC;
 
 /// No leaf but the last is shorter, in bytes.
-const MIN_LEN: usize = 128 * 1024;
+const MIN_LEN: usize = 32 * 1024;
 /// What most leaves come near, in bytes.
-const AVERAGE_LEN: usize = 512 * 1024;
+const AVERAGE_LEN: usize = 128 * 1024;
 /// No leaf is longer, in bytes.
-pub(super) const MAX_LEN: usize = 1024 * 1024;
+pub(super) const MAX_LEN: usize = 256 * 1024;
 
 /// Cuts a stream; where it cuts depends on the bytes alone, not on how they arrive.
 #[derive(Debug, Default)]

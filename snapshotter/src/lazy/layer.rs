@@ -18,7 +18,7 @@ use darter_peer::{Class, Digest, LayerDescriptor, LeafTable, TaskError, layer::L
 use darter_service::backoff::Backoff;
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared, WeakShared, try_join_all},
+    future::{BoxFuture, Shared, WeakShared, join_all, try_join_all},
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
+    ahead::Ahead,
     files::LayerDir,
     index::{Index, Nid, Place},
     raw::Raw,
@@ -78,6 +79,9 @@ pub(super) struct LazyLayer {
     leaves: tokio::sync::Mutex<Option<Arc<dyn Leaves>>>,
     filling: AtomicBool,
     fetches: Mutex<HashMap<(u32, Class), WeakShared<Fetch>>>,
+    ahead: Ahead,
+    /// What its readers will read is known from a start profile.
+    foreseen: AtomicBool,
     last_failure: Mutex<Option<String>>,
     discarded: AtomicBool,
     /// Starts that note what is read, with the layer's number in each.
@@ -158,6 +162,8 @@ impl LazyLayer {
             leaves: tokio::sync::Mutex::default(),
             filling: AtomicBool::new(false),
             fetches: Mutex::default(),
+            ahead: Ahead::default(),
+            foreseen: AtomicBool::new(false),
             last_failure: Mutex::default(),
             discarded: AtomicBool::new(false),
             recordings: Mutex::default(),
@@ -213,14 +219,20 @@ impl LazyLayer {
     /// The bytes at `offset` of the raw tar.
     async fn read_at(self: &Arc<Self>, offset: u64, len: usize) -> Result<Vec<u8>, ReadError> {
         self.check()?;
-        let missing = self.raw.missing(self.leaves_of(offset, len));
+        let leaves = self.leaves_of(offset, len);
+        let missing = self.raw.missing(leaves.clone());
         let fetch = async |leaf| Ok((leaf, self.leaf(leaf, Class::Demand).await?));
         let fetched: BTreeMap<u32, Bytes> =
             try_join_all(missing.into_iter().map(fetch)).await?.into_iter().collect();
         self.check()?;
-        let layer = self.clone();
-        let read = tokio::task::spawn_blocking(move || layer.read_raw(offset, len));
-        let mut bytes = read.await.map_err(|_| ReadError::Stopping)??;
+        let mut bytes = if fetched.len() == leaves.len() {
+            // All of it is in memory; behind the tar the file has zeros.
+            vec![0; self.raw.len_at(offset, len)]
+        } else {
+            let layer = self.clone();
+            let read = tokio::task::spawn_blocking(move || layer.read_raw(offset, len));
+            read.await.map_err(|_| ReadError::Stopping)??
+        };
         for (leaf, raw) in fetched {
             // On a full disk the leaf is not in the file.
             self.overlay(&mut bytes, offset, leaf, &raw);
@@ -232,6 +244,34 @@ impl LazyLayer {
     pub(super) async fn leaf(self: &Arc<Self>, leaf: u32, class: Class) -> Result<Bytes, ReadError> {
         let shared = self.fetch_once(leaf, class);
         shared.await
+    }
+
+    /// The leaves that whoever reads these places now will read next, and that nobody asked for yet.
+    pub(super) fn read_next(&self, places: &[Place]) -> Range<u32> {
+        let raw = places.iter().filter_map(|place| Some((place.raw?, place.len()))).next_back();
+        let leaves = raw.map(|(raw, len)| self.leaves_of(raw, len)).filter(|leaves| !leaves.is_empty());
+        let needed = !self.foreseen.load(Ordering::Relaxed) && !self.raw.is_complete();
+        let Some(leaves) = leaves.filter(|_| needed) else { return 0..0 };
+        let next = self.ahead.after(&leaves);
+        next.start..next.end.min(self.table.leaves())
+    }
+
+    /// What is read of it will be fetched by a start profile.
+    pub(super) fn foresee(&self) {
+        self.foreseen.store(true, Ordering::Relaxed);
+    }
+
+    /// Fetches leaves that nobody waits for yet.
+    pub(super) async fn fetch_ahead(self: &Arc<Self>, leaves: Range<u32>) {
+        let fetch = async |leaf| {
+            let Ok(_permit) = self.ahead.at_once.acquire().await else { return };
+            if !self.raw.has(leaf)
+                && let Err(error) = self.leaf(leaf, Class::Profile).await
+            {
+                debug!(layer = %self.reference.diff_id, leaf, %error, "not fetched ahead");
+            }
+        };
+        join_all(leaves.map(fetch)).await;
     }
 
     /// Notes what is read from here on in a recording, in which the layer has this number.
@@ -410,6 +450,13 @@ impl LazyLayer {
     async fn keep(self: &Arc<Self>, leaf: u32, entry: LeafEntry, stored: Bytes) -> Result<Bytes, ReadError> {
         let layer = self.clone();
         let keep = move || {
+            // It may have been fetched for another reason meanwhile.
+            if layer.raw.has(leaf)
+                && let Some(Range { start, end }) = layer.table.raw_range(leaf)
+                && let Ok(raw) = layer.read_raw(start, usize::try_from(end - start).unwrap_or(usize::MAX))
+            {
+                return Ok(Bytes::from(raw));
+            }
             let raw = decode_leaf(&entry, &stored).map_err(|err| ReadError::Decode(leaf, err.to_string()))?;
             if let Err(error) = layer.raw.write(leaf, &raw) {
                 warn!(layer = %layer.reference.diff_id, leaf, %error, "a leaf cannot be kept on disk");

@@ -3,11 +3,12 @@
 //! A layer's index is mounted as EROFS ([`erofs`]); the files in it point into one flat file, the layer's raw tar, that
 //! a FUSE file system serves ([`fuse`]). So the kernel answers everything about names and attributes by itself, and the
 //! node is asked for ranges of raw bytes only ([`layer`]), which it keeps in a sparse file ([`raw`]) and completes in
-//! the background ([`fill`]). Where the kernel cannot do that, the FUSE file system shows the layer's tree itself, out of
-//! the index ([`index`]). What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody.
+//! the background ([`fill`]); who reads on in order finds the next ones there ([`ahead`]). Where the kernel cannot do that,
+//! the FUSE file system shows the layer's tree itself, out of the index ([`index`]). What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody.
 //! A complete layer is mounted without FUSE from then on.
 //! While the daemon is away the [`keeper`] holds the file system, so that reads wait for the next daemon.
 
+mod ahead;
 mod erofs;
 mod files;
 mod fill;
@@ -219,14 +220,21 @@ impl Layers {
         let (kind, other) =
             if allowed == MountKind::Fuse { ("FUSE", false) } else { ("EROFS over FUSE", true) };
         let works = works.map_err(|reason| format!("{kind} does not work here: {reason}"));
-        match works {
+        let works = match works {
             Err(reason) if other && allowed == MountKind::Auto => {
                 info!(%reason, "layers are shown by the FUSE file system itself");
                 self.erofs.store(false, Ordering::Relaxed);
                 probe::probe(self).await.map_err(|other| format!("{reason}; nor does FUSE alone: {other}"))
             }
             works => works,
+        };
+        if !self.erofs.load(Ordering::Relaxed)
+            && let Some(fuse) = self.fuse.lock().as_ref()
+            && let Err(error) = fuse.raise_read_ahead()
+        {
+            warn!(%error, "read-ahead stays at the kernel's 128 KiB");
         }
+        works
     }
 
     /// Whether a layer can be mounted without asking anybody; it is not collected while the hold lives.

@@ -91,10 +91,15 @@ impl Raw {
         ranges.into_iter().flatten().map(len).sum()
     }
 
+    /// How many of `len` bytes from `offset` on are before the end of the file.
+    pub(super) fn len_at(&self, offset: u64, len: usize) -> usize {
+        let left = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(usize::MAX);
+        len.min(left)
+    }
+
     /// Bytes from the file, as they are; `len` stops at its end.
     pub(super) fn read(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        let left = usize::try_from(self.len().saturating_sub(offset)).unwrap_or(usize::MAX);
-        let mut buffer = vec![0; len.min(left)];
+        let mut buffer = vec![0; self.len_at(offset, len)];
         self.file.read_exact_at(&mut buffer, offset)?;
         Ok(buffer)
     }

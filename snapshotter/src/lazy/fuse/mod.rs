@@ -127,6 +127,16 @@ impl LayersFs {
         }
     }
 
+    /// Has fetched what the reader of these places will read next.
+    fn read_on(&self, layer: &Arc<LazyLayer>, places: &[Place]) {
+        let next = layer.read_next(places);
+        if !next.is_empty() {
+            let (deadline, layer) = (self.read_timeout, layer.clone());
+            let fetch = async move { drop(timeout(deadline, layer.fetch_ahead(next)).await) };
+            self.tasks.spawn_on(fetch, &self.runtime);
+        }
+    }
+
     /// Answers a read whose bytes are not all here, from a task.
     fn read_later(&self, layer: Arc<LazyLayer>, places: Vec<Place>, reply: ReplyData) {
         let (deadline, metrics) = (self.read_timeout, self.metrics.clone());
@@ -277,6 +287,7 @@ impl Filesystem for LayersFs {
             Ok(places) => places,
             Err(error) => return reply.error(error),
         };
+        self.read_on(&layer, &places);
         match layer.read_held(&places) {
             Some(Ok(bytes)) => {
                 self.metrics.read(ReadResult::Hit);

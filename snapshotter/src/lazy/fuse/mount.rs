@@ -32,7 +32,7 @@ use crate::lazy::layer::LayerId;
 
 /// Threads that take requests.
 const THREADS: usize = 4;
-/// How far the kernel reads ahead, in KiB.
+/// How far the kernel reads ahead in the trees, in KiB.
 const READ_AHEAD_KIB: u32 = 1024;
 
 /// `FUSE_INIT` and the protocol's version that `fuser` speaks.
@@ -68,11 +68,7 @@ impl FuseMount {
         let session = answered.inspect_err(|_| {
             rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).ok();
         })?;
-        let mount = Self { path: path.to_owned(), device, session };
-        mount
-            .raise_read_ahead()
-            .unwrap_or_else(|error| warn!(%error, "read-ahead stays at the kernel's 128 KiB"));
-        Ok(mount)
+        Ok(Self { path: path.to_owned(), device, session })
     }
 
     /// Answers the file system at `path` that an earlier run mounted, from what it left unanswered on.
@@ -116,9 +112,10 @@ impl FuseMount {
         self.session.join()
     }
 
-    /// What a file system can ask for when it is mounted is capped; afterwards root may set more
-    /// (Linux, Documentation/ABI/testing/sysfs-class-bdi).
-    fn raise_read_ahead(&self) -> io::Result<()> {
+    /// Has the kernel read further ahead, for trees. Below EROFS, which reads ahead by itself, that would only make reads
+    /// wait for bytes that nobody needs. What a file system can ask for when it is mounted is capped; afterwards root may
+    /// set more (Linux, Documentation/ABI/testing/sysfs-class-bdi).
+    pub(in crate::lazy) fn raise_read_ahead(&self) -> io::Result<()> {
         let device = fs::metadata(&self.path)?.dev();
         let knob = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(device), minor(device));
         fs::write(knob, READ_AHEAD_KIB.to_string())

@@ -86,6 +86,9 @@ pub(super) async fn follow(layers: Arc<Layers>, image: Digest, of: Vec<Arc<LazyL
     (0..).zip(&of).for_each(|(at, layer)| layer.record(at, &recording));
     let tables: Vec<_> = of.iter().map(|layer| layer.descriptor.table.clone()).collect();
     let foreseen = profile(&layers, &image).await.map(|profile| profile.leaves(&tables));
+    if foreseen.is_some() {
+        of.iter().for_each(|layer| layer.foresee());
+    }
     let fetching = async {
         let leaves = foreseen.as_deref().unwrap_or_default();
         if timeout(PREFETCH_DEADLINE, prefetch(&of, leaves)).await.is_err() {
