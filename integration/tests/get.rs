@@ -75,7 +75,8 @@ fn a_file_is_fetched_by_its_url_and_checked_against_its_digest() -> Result<()> {
 fn a_presigned_url_is_the_same_file_under_every_signature() -> Result<()> {
     run_test(async |lab| {
         let fixture = Fixture::start(&lab).await?;
-        for (query, times) in [("?part=1&sig=first", 1), ("?sig=second&part=1", 1), ("?part=2&sig=third", 2)] {
+        for (query, times) in [("?part=1&sig=first", 1), ("?sig=second&part=1", 1), ("?part=2&sig=third", 2)]
+        {
             let file = lab.dir().join(format!("file-{}", query.len()));
             let get = darter::command(&lab, "get")?.args(fixture.args_with(&file, query));
             get.args(["--ignore-query", "sig,expires"]).run().await?;
