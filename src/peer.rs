@@ -51,8 +51,7 @@ impl Default for PeerRole {
     }
 }
 
-/// Runs until shutdown. `path` is the configuration file, of which SIGHUP reads the registries, credentials and rules
-/// anew.
+/// Runs until shutdown. `path` is the configuration file, of which SIGHUP reads anew what can be changed while running.
 pub(crate) async fn run(config: PeerRole, path: &Path, shutdown: CancellationToken) -> anyhow::Result<()> {
     let hangups = signal(SignalKind::hangup()).context("handling SIGHUP")?;
     let mut metrics = Registry::default();
@@ -128,9 +127,9 @@ async fn reload(
             Ok(peer.reload(&config.peer)?)
         };
         match taken() {
-            Ok(()) => {
-                tracing::info!("registries, credentials and rules were read anew; all else needs a restart")
-            }
+            Ok(()) => tracing::info!(
+                "registries, credentials, rules, limits and seed were read anew; all else needs a restart"
+            ),
             Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
         }
     }

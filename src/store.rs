@@ -35,9 +35,9 @@ pub(crate) enum Store {
         #[command(flatten)]
         control: Control,
     },
-    /// Take a task or a layer out, also one in use: its readers fetch it again.
+    /// Take a task, or a blob and the layer made of it, out, also if it is in use: its readers fetch it again.
     Remove {
-        /// A task's id (`darter status --all` lists them), or the digest of a layer's blob.
+        /// A task's id (`darter status --all` lists them), or the digest of a blob.
         id: String,
         #[command(flatten)]
         control: Control,

@@ -33,6 +33,11 @@ pub(crate) fn host(config: &Config, store: &Store, transfer_address: &str) -> Ho
     }
 }
 
+/// What the manager calls a peer.
+pub(crate) fn kind(seed: bool) -> Kind {
+    if seed { Kind::Seed } else { Kind::Peer }
+}
+
 /// Makes this peer known to the manager, if there is one.
 pub(crate) fn link(
     config: &Config,
@@ -41,9 +46,8 @@ pub(crate) fn link(
     shutdown: &CancellationToken,
 ) -> Result<Option<Manager>, StartError> {
     let Some(settings) = &config.manager else { return Ok(None) };
-    let kind = if config.seed { Kind::Seed } else { Kind::Peer };
     let instance = Instance {
-        kind: kind.into(),
+        kind: kind(config.seed).into(),
         id: host.id.clone(),
         name: host.name.clone(),
         address: host.transfer_address.clone(),

@@ -141,8 +141,13 @@ impl PeerService for Control {
         let id = id.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let store = self.peer.store().clone();
         let removed = blocking(move || {
-            let layer = id.digest().map_or(Ok(0), |blob| store.remove_layer(&blob))?;
-            Ok::<_, StoreError>(layer + store.remove(&id)?)
+            let blob = id.digest().filter(|blob| TaskId::of_digest(blob) == id);
+            let Some(blob) = blob else { return store.remove(&id) };
+            // Whichever registries it came from.
+            let entries = store.entries().into_iter();
+            let same = entries.filter(|entry| entry.id().digest().as_ref() == Some(&blob));
+            same.map(|entry| store.remove(entry.id()))
+                .try_fold(store.remove_layer(&blob)?, |sum, bytes| Ok::<_, StoreError>(sum + bytes?))
         });
         Ok(Response::new(RemoveReply { bytes: removed.await.map_err(to_status)? }))
     }
@@ -250,7 +255,7 @@ impl Peer {
         let mut status = StatusReply {
             host_id: store.host_id().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            seed: self.inner.config.seed,
+            seed: self.is_seed(),
             uptime_seconds: self.inner.started.elapsed().as_secs(),
             scheduler: self.scheduler().unwrap_or_default(),
             transfer_address: self.inner.transfer_address.clone(),

@@ -8,13 +8,13 @@ use std::{
 };
 
 use darter_proto::scheduler::{
-    Config as Limited, Digests, Dropped, Holdings, MakeLayer, SendDigests, peer_message::Message as Said,
+    Config as Limited, Digests, Dropped, Holdings, Host, MakeLayer, SendDigests, peer_message::Message as Said,
     scheduler_message::Message as Heard,
 };
 use darter_service::{
     Registry,
     listen::{self, ListenError},
-    manager::ManagerError,
+    manager::{Manager, ManagerError},
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -72,6 +72,9 @@ pub(crate) struct Inner {
     /// Descriptors that are awaited from the scheduler, by blob.
     pub(crate) awaited: Mutex<HashMap<String, watch::Sender<Awaited>>>,
     profiles: Arc<Profiles>,
+    /// This host as others are told of it.
+    host: watch::Sender<Host>,
+    manager: Option<Manager>,
     /// Layers being made here, by blob.
     pub(crate) making: Mutex<HashMap<TaskId, watch::Receiver<Option<Made>>>>,
     running: Mutex<HashMap<TaskId, Running>>,
@@ -152,8 +155,8 @@ impl Peer {
         let pool = Pool::new(store.host_id(), limits.clone(), &config.transfer, transfer_metrics.clone());
         let sources = Sources::new(config.seed);
         let (inbox, heard) = mpsc::channel(1024);
-        let host = cluster::host(&config, &store, &transfer_address);
-        let manager = cluster::link(&config, &host, &tracker, &shutdown)?;
+        let host = watch::Sender::new(cluster::host(&config, &store, &transfer_address));
+        let manager = cluster::link(&config, &host.borrow(), &tracker, &shutdown)?;
         let profiles = Arc::<Profiles>::default();
         let keeper = Keeper {
             addresses: cluster::schedulers(
@@ -162,7 +165,7 @@ impl Peer {
                 &tracker,
                 &shutdown,
             ),
-            host,
+            host: host.subscribe(),
             store: store.clone(),
             profiles: profiles.clone(),
             inbox,
@@ -201,6 +204,8 @@ impl Peer {
             maker,
             awaited: Mutex::default(),
             profiles,
+            host,
+            manager: manager.clone(),
             making: Mutex::default(),
             running: Mutex::default(),
             transfer_address,
@@ -316,14 +321,35 @@ impl Peer {
         &self.inner.registries
     }
 
-    /// Takes the registries and credentials of another configuration, for everything that is asked from now on.
+    /// Takes the registries, credentials and limits of another configuration, for everything that is asked from now on,
+    /// and whether this is a seed peer.
     ///
     /// # Errors
     /// The first registry that cannot be used; then nothing changes.
     pub fn reload(&self, config: &Config) -> Result<(), RegistryError> {
         self.registries().reload(&config.registries, &config.credentials)?;
         warn_insecure(self.registries());
+        self.change_limits(|own| own.clone_from(&config.limits));
+        self.set_seed(config.seed);
         Ok(())
+    }
+
+    /// Whether this is a seed peer.
+    pub fn is_seed(&self) -> bool {
+        self.inner.host.borrow().seed
+    }
+
+    /// Becomes a seed peer, or an ordinary one. What it fetches or makes for others by then it brings to its end.
+    fn set_seed(&self, seed: bool) {
+        let changed =
+            self.inner.host.send_if_modified(|host| std::mem::replace(&mut host.seed, seed) != seed);
+        if !changed {
+            return;
+        }
+        tracing::info!(seed, "the configuration gives this peer another part");
+        if let Some(manager) = &self.inner.manager {
+            manager.set_kind(cluster::kind(seed));
+        }
     }
 
     /// The counters.

@@ -51,7 +51,8 @@ pub(crate) struct Live {
 pub(crate) struct Keeper {
     /// The schedulers to try, in order, `http://ip:port`.
     pub(crate) addresses: watch::Receiver<Vec<String>>,
-    pub(crate) host: Host,
+    /// How this host introduces itself to a new session.
+    pub(crate) host: watch::Receiver<Host>,
     pub(crate) store: Store,
     pub(crate) profiles: Arc<Profiles>,
     /// Takes every message of the scheduler.
@@ -137,14 +138,25 @@ impl Keeper {
 
     /// One session from connecting to its end.
     async fn once(&self, address: &str, generation: u64, live: &watch::Sender<Option<Live>>) -> Ended {
+        let mut host = self.host.clone();
+        host.mark_unchanged();
         match timeout(HELLO_DEADLINE, self.open(address)).await {
             Err(_) => Ended::never("no Welcome in time"),
             Ok(Err(reason)) => Ended::never(&reason),
             Ok(Ok((outgoing, mut incoming))) => {
                 tracing::info!(scheduler = address, "session up");
-                live.send_replace(Some(Live { generation, address: address.to_owned(), outgoing }));
+                let up = Live { generation, address: address.to_owned(), outgoing };
+                live.send_replace(Some(up.clone()));
                 loop {
-                    match incoming.next().await {
+                    let message = tokio::select! {
+                        message = incoming.next() => message,
+                        Ok(()) = host.changed() => {
+                            let host = Some(host.borrow_and_update().clone());
+                            up.send(peer_message::Message::Announce(Announce { host })).await;
+                            continue;
+                        }
+                    };
+                    match message {
                         Some(Ok(SchedulerMessage { message: Some(message) })) => {
                             if self.inbox.send(message).await.is_err() {
                                 return Ended::after("the peer is stopping");
@@ -178,7 +190,8 @@ impl Keeper {
         let say = async |message| {
             outgoing.send(PeerMessage { message: Some(message) }).await.map_err(|e| e.to_string())
         };
-        say(peer_message::Message::Announce(Announce { host: Some(self.host.clone()) })).await?;
+        let host = self.host.borrow().clone();
+        say(peer_message::Message::Announce(Announce { host: Some(host) })).await?;
         let response =
             client.session(ReceiverStream::new(receiver)).await.map_err(|s| s.message().to_owned())?;
         for holdings in self.holdings() {

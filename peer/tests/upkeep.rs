@@ -7,11 +7,12 @@ mod common;
 use std::{collections::BTreeMap, time::Duration};
 
 use common::{Faults, Node, Origin, Scheduler, blob, rot};
-use darter_peer::Class;
+use darter_peer::{Class, Config};
 use darter_proto::peer::{
     EvictRequest, LimitsReply, LimitsRequest, RemoveRequest, StoreStatusRequest, VerifyStoreRequest,
     peer_client::PeerClient,
 };
+use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint};
 
 const LEAF: usize = 256 * 1024;
@@ -101,4 +102,37 @@ async fn limits_change_at_run_time() {
     assert_eq!(now, LimitsReply { download: 1 << 20, ..LimitsReply::default() });
     let show = control.limits(LimitsRequest::default()).await.unwrap().into_inner();
     assert_eq!(show, now);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_configuration_changes_limits_and_makes_a_seed_and_back() {
+    let contents = (0..100).map(|number| (&*number.to_string().leak(), blob(1000, number).0));
+    let origin = Origin::start(contents.collect(), Faults::default()).await;
+    let scheduler = Scheduler::start().await;
+    let nodes = scheduler.peers(2).await;
+    let [changed, other] = &nodes[..] else { unreachable!() };
+    let mut numbers = 0..100;
+    // Whether what the other one wants comes through a seed peer.
+    let mut through_seed = async || {
+        let number = numbers.next().unwrap();
+        let before = other.peer.metrics().by_source().seed;
+        let source = origin.source(&number.to_string());
+        other.read(&blob(1000, number).1, Some(source)).await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+        other.peer.metrics().by_source().seed > before
+    };
+    let mut control = control(changed).await;
+    assert!(!through_seed().await);
+
+    let mut config = Config { seed: true, ..Config::default() };
+    config.limits.upload = 1 << 30;
+    changed.peer.reload(&config).unwrap();
+    while !through_seed().await {}
+    let limits = control.limits(LimitsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(limits, LimitsReply { upload: 1 << 30, ..LimitsReply::default() });
+
+    changed.peer.reload(&Config::default()).unwrap();
+    while through_seed().await {}
+    let limits = control.limits(LimitsRequest::default()).await.unwrap().into_inner();
+    assert_eq!(limits, LimitsReply::default());
 }

@@ -116,7 +116,7 @@ impl State {
         match (Message::try_from(message), host) {
             (Err(invalid), _) => self.refuse(id, invalid.to_string()),
             (Ok(Message::Announce(announce)), None) => self.announced(id, announce),
-            (Ok(Message::Announce(_)), Some(_)) => self.refuse(id, "a second announcement".to_owned()),
+            (Ok(Message::Announce(announce)), Some(host)) => self.announced_again(id, host, announce),
             (Ok(_), None) => self.refuse(id, "the first message is not an announcement".to_owned()),
             (Ok(message), Some(host)) => {
                 let Some(known) = self.world.hosts.get_mut(host) else { return };
@@ -130,7 +130,7 @@ impl State {
 
     fn said(&mut self, host: HostKey, message: Message) {
         match message {
-            // Taken care of before: it comes first or not at all.
+            // Taken care of before.
             Message::Announce(_) => {}
             Message::Holdings { tasks, layers } => {
                 self.holdings(host, tasks);

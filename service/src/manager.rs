@@ -10,7 +10,7 @@ mod tests;
 
 pub use link::Link;
 
-use darter_proto::manager::{DynamicConfig, Instance};
+use darter_proto::manager::{DynamicConfig, Instance, Kind};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
@@ -46,6 +46,7 @@ pub enum ManagerError {
 /// The last known answers of the manager; all clones show the same.
 #[derive(Debug, Clone)]
 pub struct Manager {
+    instance: watch::Sender<Instance>,
     schedulers: watch::Receiver<Arc<[Instance]>>,
     seeds: watch::Receiver<Arc<[Instance]>>,
     config: watch::Receiver<DynamicConfig>,
@@ -74,6 +75,14 @@ impl Manager {
     /// The cluster's dynamic configuration; 0 in a field leaves the value to the receiver's own configuration.
     pub fn config(&self) -> watch::Receiver<DynamicConfig> {
         self.config.clone()
+    }
+
+    /// From now on this instance is of another kind.
+    pub fn set_kind(&self, kind: Kind) {
+        self.instance.send_if_modified(|instance| {
+            let before = std::mem::replace(&mut instance.kind, kind.into());
+            before != instance.kind
+        });
     }
 
     /// Whether the manager answered last time.

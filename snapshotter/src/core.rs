@@ -155,7 +155,10 @@ impl Core {
     /// Removes a snapshot.
     pub(crate) async fn remove(&self, name: String) -> Result<()> {
         let snapshots = self.snapshots.clone();
-        blocking(move || snapshots.remove(&name)).await?;
+        let removed = blocking(move || snapshots.remove(&name)).await?;
+        if let (Some(images), Some(lazy)) = (&self.images, removed.lazy) {
+            images.forget(&lazy.layer.diff_id);
+        }
         self.trash_is_full.notify_one();
         Ok(())
     }

@@ -121,6 +121,16 @@ impl Images {
         }
     }
 
+    /// A snapshot of this layer was removed: lets go of the images that have it, unless they are still being decided.
+    pub(crate) fn forget(&self, diff_id: &Digest) {
+        let mut known = self.known.lock();
+        let over = known.iter().filter(|(_, image)| image.progress.borrow().is_ready_with(diff_id));
+        let over: Vec<ImageName> = over.map(|(name, _)| name.clone()).collect();
+        for name in over {
+            known.pop(&name);
+        }
+    }
+
     /// Ends what is still being decided.
     pub(crate) async fn stop(&self) {
         self.stopping.cancel();
@@ -244,6 +254,13 @@ impl Image {
 }
 
 impl Progress {
+    /// Whether all layers are ready and this is one of them.
+    fn is_ready_with(&self, diff_id: &Digest) -> bool {
+        let layers = self.layers.as_deref().unwrap_or_default();
+        layers.iter().all(|(_, ready)| ready.is_some())
+            && layers.iter().any(|(layer, _)| layer.diff_id == *diff_id)
+    }
+
     /// What is decided about a layer so far.
     fn decision(&self, request: &LayerRequest) -> Option<Result<ReadyLayer, Arc<str>>> {
         if let Some(reason) = &self.refused {

@@ -18,7 +18,10 @@ use std::{
 
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs};
 
-use super::StoreError;
+use super::{
+    StoreError,
+    points::{Change, about_to},
+};
 use crate::TaskId;
 
 /// Length of the reserve in bytes: more than the metadata needs to be opened and written once.
@@ -136,9 +139,12 @@ impl Directory {
         }
         let new = self.root.join("VERSION.new");
         let write = || {
+            let point = about_to(Change::Make, &new)?;
             let mut file = File::create(&new)?;
             file.write_all(VERSION.as_bytes())?;
             file.sync_all()?;
+            drop(point);
+            let _point = about_to(Change::Rename, version)?;
             fs::rename(&new, version)
         };
         write().map_err(StoreError::io("write", version))
@@ -156,6 +162,7 @@ pub(super) fn make_private(path: &Path) -> Result<(), StoreError> {
 
 /// Makes the names in a directory durable.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
+    let _point = about_to(Change::Sync, path)?;
     File::open(path)?.sync_all()
 }
 

@@ -15,6 +15,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::{
     inner::Inner,
     layers::parts,
+    points::{Change, about_to},
     record::{Dropped, Record, leaf_len},
 };
 use crate::TaskId;
@@ -74,6 +75,7 @@ impl Record {
             let start = run.first().and_then(|leaf| self.geometry.leaf_range(*leaf));
             let end = run.last().and_then(|leaf| self.geometry.leaf_range(*leaf));
             let (Some(start), Some(end)) = (start, end) else { continue };
+            let _point = about_to(Change::Punch, &self.path)?;
             let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             fallocate(&file, how, start.start, end.end - start.start)?;
         }

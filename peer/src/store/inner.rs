@@ -19,8 +19,9 @@ use super::{
     error::is_disk_full,
     metrics::StoreMetrics,
     passing::Passing,
+    points::{Change, about_to},
     queue::Queue,
-    record::{OpenError, Record},
+    record::{OpenError, Record, Snapshot},
     recovery::Recovered,
     room::Room,
     sharing::Owners,
@@ -130,6 +131,18 @@ impl Inner {
         Some(freed.held)
     }
 
+    /// What was written since a record's last good sync may be lost.
+    pub(super) fn not_synced(&self, snapshot: &Snapshot) {
+        let record = &snapshot.record;
+        let dropped = record.not_synced(snapshot);
+        self.room.dropped(dropped);
+        if dropped.leaves > 0 {
+            self.disown(record, 0..record.geometry.leaves());
+            record.bump();
+            self.announce(&record.id);
+        }
+    }
+
     /// Takes out a record whose data file is gone.
     pub(super) fn lost(&self, record: &Arc<Record>) {
         tracing::warn!(task = %record.id, file = %record.path.display(), "store: a data file is gone");
@@ -188,7 +201,7 @@ impl Inner {
 
 /// Deletes a record's data file. If that fails, the next start does it: no row speaks of the file.
 pub(super) fn delete(record: &Record) {
-    match fs::remove_file(&record.path) {
+    match about_to(Change::Delete, &record.path).and_then(|_point| fs::remove_file(&record.path)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(error = %e, file = %record.path.display(), "store: cannot delete a data file");
         }

@@ -21,7 +21,12 @@ use std::{
 
 use redb::{Database, ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::{MAX_LEN, StoreError, leaves::Leaves, record::Snapshot};
+use super::{
+    MAX_LEN, StoreError,
+    leaves::Leaves,
+    points::{Change, about_to},
+    record::Snapshot,
+};
 use crate::{Digest, Geometry, LayerDescriptor, LeafTable, TaskId};
 
 const TASKS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("tasks-1");
@@ -107,6 +112,7 @@ impl Metadata {
         if changes.removed.is_empty() && changes.tasks.is_empty() && changes.layers.is_empty() {
             return Ok(());
         }
+        let _point = about_to(Change::Commit, &self.path)?;
         let database = match self.database.take() {
             Some(database) => database,
             None => open(&self.path)?,

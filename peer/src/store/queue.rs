@@ -16,9 +16,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::{
     StoreError,
     directory::sync_dir,
+    inner::Inner,
     metadata::{Changes, Metadata},
+    points::{Change, about_to},
     record::{Record, Snapshot, bytes_of},
-    room::Room,
 };
 use crate::{Digest, LayerDescriptor, TaskId};
 
@@ -129,12 +130,12 @@ impl Queue {
     }
 
     /// The thread: writes batches until the queue is closed.
-    pub(super) fn run(&self, mut metadata: Metadata, room: &Room) {
+    pub(super) fn run(&self, mut metadata: Metadata, store: &Inner) {
         let _closed = Closed(self);
         while let Some(batch) = self.next() {
             #[cfg(test)]
             let _pause = self.pause.lock();
-            let outcome = batch.write(&mut metadata, room);
+            let outcome = batch.write(&mut metadata, store);
             self.tried(outcome);
         }
     }
@@ -216,7 +217,7 @@ struct Outcome {
 }
 
 impl Batch {
-    fn write(self, metadata: &mut Metadata, room: &Room) -> Outcome {
+    fn write(self, metadata: &mut Metadata, store: &Inner) -> Outcome {
         let mut outcome = Outcome::default();
         let mut synced = Vec::with_capacity(self.changed.len());
         for snapshot in self.changed.values().filter_map(Record::snapshot) {
@@ -224,8 +225,7 @@ impl Batch {
                 Ok(()) => synced.push(snapshot),
                 Err(e) => {
                     let record = snapshot.record.clone();
-                    room.dropped(record.not_synced(&snapshot));
-                    record.bump();
+                    store.not_synced(&snapshot);
                     outcome.failure = Some(format!("cannot sync {}: {e}", record.path.display()));
                     outcome.again.changed.insert(record.generation, record);
                 }
@@ -236,7 +236,7 @@ impl Batch {
             for snapshot in &synced {
                 snapshot.record.not_written(snapshot);
                 if snapshot.record.is_removed() {
-                    room.freed(bytes_of(&snapshot.record.geometry, &snapshot.holes));
+                    store.room.freed(bytes_of(&snapshot.record.geometry, &snapshot.holes));
                 }
             }
             return Outcome { failure: Some(e.to_string()), again: self };
@@ -246,7 +246,7 @@ impl Batch {
                 let file = record.path.display();
                 tracing::warn!(%error, %file, "store: the room of evicted leaves cannot be freed");
             }
-            room.freed(bytes_of(&record.geometry, holes));
+            store.room.freed(bytes_of(&record.geometry, holes));
         }
         outcome
     }
@@ -255,6 +255,7 @@ impl Batch {
 /// Makes a snapshot's bytes durable, and the name of their file.
 fn sync(snapshot: &Snapshot) -> io::Result<()> {
     if let Some(file) = &snapshot.unsynced {
+        let _point = about_to(Change::Sync, &snapshot.record.path)?;
         file.sync_data()?;
     }
     if snapshot.new_file {

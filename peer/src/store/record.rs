@@ -22,6 +22,7 @@ use super::{
     checks::Checks,
     directory::make_private,
     leaves::{BlockRows, Leaves},
+    points::{Change, about_to},
 };
 use crate::{Geometry, LeafDigest, LeafSet, TaskId};
 
@@ -470,6 +471,7 @@ pub(super) fn leaf_len(geometry: &Geometry, leaf: u32) -> u64 {
 }
 
 fn open_data(path: &std::path::Path, make: bool) -> io::Result<File> {
+    let _point = make.then(|| about_to(Change::Make, path)).transpose()?;
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(make).mode(0o600);
     match options.open(path) {

@@ -11,6 +11,7 @@ use super::{
     directory::Directory,
     layers::parts,
     metadata::{Loaded, LoadedTask},
+    points::{Change, about_to},
     queue::Queue,
     record::Record,
 };
@@ -80,7 +81,8 @@ fn delete_others(directory: &Directory, records: &[Arc<Record>]) -> Result<(), S
             continue;
         }
         for file in list(&shard)?.iter().filter(|file| !known.contains(file.as_path())) {
-            fs::remove_file(file).map_err(StoreError::io("delete", file))?;
+            let deleted = about_to(Change::Delete, file).and_then(|_point| fs::remove_file(file));
+            deleted.map_err(StoreError::io("delete", file))?;
         }
     }
     for file in list(&directory.stage())? {

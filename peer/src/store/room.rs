@@ -13,6 +13,7 @@ use super::{
     StoreConfig, StoreError,
     error::is_disk_full,
     inner::Inner,
+    points::{Change, about_to},
     record::{Dropped, Record},
 };
 use crate::TaskId;
@@ -115,7 +116,8 @@ impl Inner {
         bytes: &[u8],
         offset: u64,
     ) -> Result<(), StoreError> {
-        file.write_all_at(bytes, offset).map_err(|e| match is_disk_full(&e) {
+        let written = about_to(Change::Write, path).and_then(|_point| file.write_all_at(bytes, offset));
+        written.map_err(|e| match is_disk_full(&e) {
             true => self.full(bytes.len() as u64),
             false => StoreError::io("write", path)(e),
         })

@@ -12,6 +12,7 @@ use super::{
     Entry, StoreError,
     directory::{make_private, sync_dir},
     inner::Inner,
+    points::{Change, about_to},
     record::Record,
 };
 use crate::{Geometry, LeafDigest, LeafTable, TaskId, digest::leaf_digest};
@@ -40,7 +41,7 @@ impl Stage {
         let path = store.directory.stage().join(hex::encode(rand::random::<[u8; 16]>()));
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
-        let open = || match options.open(&path) {
+        let open = || match about_to(Change::Make, &path).and_then(|_point| options.open(&path)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 make_private(&store.directory.stage())?;
                 options.open(&path).map_err(StoreError::io("make", &path))
@@ -83,7 +84,8 @@ impl Stage {
         if !of_table.eq(self.leaves.iter().map(|leaf| (leaf.len, leaf.digest))) {
             return Err(StoreError::WrongDigest(id.clone()));
         }
-        self.file.sync_data().map_err(StoreError::io("sync", &self.path))?;
+        let synced = about_to(Change::Sync, &self.path).and_then(|_point| self.file.sync_data());
+        synced.map_err(StoreError::io("sync", &self.path))?;
         let geometry = Geometry::Table(table);
         let record = match self.store.get(id) {
             Some(there) => there,
@@ -149,10 +151,11 @@ impl Drop for Stage {
 
 /// Moves a durable file; its new name is durable too when this returns.
 fn place(from: &Path, to: &Path) -> io::Result<()> {
-    if let Err(e) = fs::rename(from, to) {
+    let rename = || about_to(Change::Rename, to).and_then(|_point| fs::rename(from, to));
+    if let Err(e) = rename() {
         let parent = to.parent().filter(|_| e.kind() == io::ErrorKind::NotFound).ok_or(e)?;
         make_private(parent).map_err(StoreError::into_io)?;
-        fs::rename(from, to)?;
+        rename()?;
     }
     to.ancestors().skip(1).take(2).try_for_each(sync_dir)
 }

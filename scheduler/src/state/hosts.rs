@@ -120,18 +120,27 @@ impl Hosts {
             self.next += 1;
             HostKey(self.next)
         });
-        if announced.seed {
-            self.seeds.insert(key);
-        } else {
-            self.seeds.swap_remove(&key);
-        }
+        let seed = announced.seed;
         let place = announced.place.as_ref().map(Place::new).unwrap_or_default();
         let host = self.by_key.entry(key).or_insert_with(|| Host::new(id));
         host.session = Some(session);
         host.leaving = false;
         host.place = place;
         host.announced = announced;
+        self.set_seed(key, seed);
         key
+    }
+
+    /// The host is a seed peer from now on, or is none.
+    pub(super) fn set_seed(&mut self, key: HostKey, seed: bool) {
+        if let Some(host) = self.by_key.get_mut(&key) {
+            host.announced.seed = seed;
+        }
+        if seed {
+            self.seeds.insert(key);
+        } else {
+            self.seeds.swap_remove(&key);
+        }
     }
 
     /// Forgets a host; the caller has taken it out of all tasks and layers.

@@ -68,6 +68,17 @@ impl State {
         }
     }
 
+    /// A host has become a seed peer, or is none any more. What it fetches or makes as a seed peer it brings to its end.
+    pub(super) fn announced_again(&mut self, id: SessionId, key: HostKey, announce: Announce) {
+        if self.world.hosts.key(&announce.id) != Some(key) {
+            return self.refuse(id, "a second announcement, of another host".to_owned());
+        }
+        self.world.hosts.set_seed(key, announce.host.seed);
+        if announce.host.seed {
+            self.make_waiting_layers();
+        }
+    }
+
     /// The peer is going: as if it were gone, but its session ends when it wants.
     pub(super) fn leave(&mut self, key: HostKey) {
         if let Some(host) = self.world.hosts.get_mut(key) {

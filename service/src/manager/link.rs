@@ -31,7 +31,9 @@ const INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::fr
 #[derive(Debug)]
 pub struct Link {
     client: ManagerClient<Channel>,
-    instance: Instance,
+    instance: watch::Receiver<Instance>,
+    /// As which the manager knows it.
+    known: Option<Instance>,
     schedulers: watch::Sender<Arc<[Instance]>>,
     seeds: watch::Sender<Arc<[Instance]>>,
     config: watch::Sender<DynamicConfig>,
@@ -40,15 +42,18 @@ pub struct Link {
 
 pub(super) fn new(channel: Channel, instance: Instance) -> (Manager, Link) {
     let client = ManagerClient::new(channel).max_decoding_message_size(MAX_MESSAGE_LEN);
+    let instance = watch::Sender::new(instance);
     let link = Link {
         client,
-        instance,
+        instance: instance.subscribe(),
+        known: None,
         schedulers: watch::Sender::default(),
         seeds: watch::Sender::default(),
         config: watch::Sender::default(),
         reachable: watch::Sender::default(),
     };
     let manager = Manager {
+        instance,
         schedulers: link.schedulers.subscribe(),
         seeds: link.seeds.subscribe(),
         config: link.config.subscribe(),
@@ -71,20 +76,33 @@ impl Link {
                 }
                 Err(_) => backoff.wait(),
             };
-            if shutdown.run_until_cancelled(sleep(wait)).await.is_none() {
+            let next = async {
+                tokio::select! {
+                    () = sleep(wait) => {}
+                    Ok(()) = self.instance.changed() => {}
+                }
+            };
+            if shutdown.run_until_cancelled(next).await.is_none() {
                 break;
             }
         }
-        self.leave().await;
+        let instance = self.instance.borrow().clone();
+        self.leave(instance).await;
     }
 
     /// One keepalive and the questions that go with it. Returns when the next one is due.
     async fn round(&mut self) -> Result<Duration, Status> {
-        let request = KeepAliveRequest { instance: Some(self.instance.clone()) };
+        let instance = self.instance.borrow_and_update().clone();
+        if let Some(before) = self.known.take_if(|known| known.kind != instance.kind) {
+            self.leave(before).await;
+        }
+        let cluster = instance.cluster.clone();
+        let request = KeepAliveRequest { instance: Some(instance.clone()) };
         let reply = within(RPC_DEADLINE, self.client.keep_alive(request)).await?;
-        self.refresh_lists().await?;
+        self.known = Some(instance);
+        self.refresh_lists(&cluster).await?;
         if reply.config_version != self.config.borrow().version {
-            let request = GetConfigRequest { cluster: self.instance.cluster.clone() };
+            let request = GetConfigRequest { cluster };
             let config = within(RPC_DEADLINE, self.client.get_config(request)).await?;
             debug!(version = config.version, "new dynamic configuration");
             self.config.send_replace(config);
@@ -92,14 +110,14 @@ impl Link {
         Ok(Duration::from_millis(reply.interval_ms.into()).clamp(INTERVAL.0, INTERVAL.1))
     }
 
-    async fn refresh_lists(&mut self) -> Result<(), Status> {
-        let cluster = self.instance.cluster.clone();
-        let request = ListSchedulersRequest { cluster: cluster.clone() };
+    async fn refresh_lists(&mut self, cluster: &str) -> Result<(), Status> {
+        let request = ListSchedulersRequest { cluster: cluster.to_owned() };
         let schedulers = within(RPC_DEADLINE, self.client.list_schedulers(request)).await?.schedulers;
         if !schedulers.is_empty() {
             replace(&self.schedulers, schedulers);
         }
-        let seeds = within(RPC_DEADLINE, self.client.list_seeds(ListSeedsRequest { cluster })).await?.seeds;
+        let request = ListSeedsRequest { cluster: cluster.to_owned() };
+        let seeds = within(RPC_DEADLINE, self.client.list_seeds(request)).await?.seeds;
         replace(&self.seeds, seeds);
         Ok(())
     }
@@ -117,8 +135,8 @@ impl Link {
         }
     }
 
-    async fn leave(&mut self) {
-        let Instance { kind, id, cluster, .. } = self.instance.clone();
+    async fn leave(&mut self, instance: Instance) {
+        let Instance { kind, id, cluster, .. } = instance;
         let request = LeaveRequest { kind, id, cluster };
         if let Err(error) = within(LEAVE_DEADLINE, self.client.leave(request)).await {
             debug!(code = ?error.code(), reason = error.message(), "could not leave the manager");

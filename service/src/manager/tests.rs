@@ -120,6 +120,30 @@ async fn answers_arrive_change_and_outlive_the_manager() {
 }
 
 #[tokio::test]
+async fn an_instance_of_another_kind_is_not_known_as_the_old_one_too() {
+    let (fake, stop) = (Fake::default(), CancellationToken::new());
+    let (address, server) = serve(fake.clone(), "127.0.0.1:0", stop.clone()).await;
+    let instance = Instance { kind: Kind::Peer.into(), id: "me".into(), ..Instance::default() };
+    let (manager, link) = connect(&Config::new(address.to_string()), instance).unwrap();
+    let shutdown = CancellationToken::new();
+    let task = tokio::spawn(link.run(shutdown.clone()));
+    manager.reachable.clone().wait_for(|reachable| *reachable).await.unwrap();
+
+    manager.set_kind(Kind::Seed);
+    let is_seed = || fake.0.lock().seen.last().is_some_and(|seen| seen.kind == i32::from(Kind::Seed));
+    while !is_seed() {
+        tokio::task::yield_now().await;
+    }
+    let left = |kind: Kind| LeaveRequest { kind: kind.into(), id: "me".into(), cluster: "default".into() };
+    assert_eq!(fake.0.lock().left, [left(Kind::Peer)]);
+    shutdown.cancel();
+    task.await.unwrap();
+    assert_eq!(fake.0.lock().left, [left(Kind::Peer), left(Kind::Seed)]);
+    stop.cancel();
+    server.await.unwrap();
+}
+
+#[tokio::test]
 async fn shutdown_ends_a_link_whose_manager_never_answers() {
     // Accepts connections and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -201,8 +201,8 @@ impl Snapshots {
         })
     }
 
-    /// Forgets a snapshot and puts its directories aside; [`Self::empty_trash`] deletes them.
-    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+    /// Forgets a snapshot and puts its directories aside; [`Self::empty_trash`] deletes them. Returns what it was.
+    pub(crate) fn remove(&self, name: &str) -> Result<Record> {
         let removed = self.store.write(|change| {
             let record = change.get(name)?.ok_or_else(|| SnapshotError::NotFound(name.to_owned()))?;
             if change.has_children(name)? {
@@ -212,7 +212,9 @@ impl Snapshots {
             Ok(record)
         })?;
         let discarded = self.dirs.discard(removed.id);
-        discarded.map_err(SnapshotError::io(format!("cannot put the directories of snapshot {name:?} aside")))
+        discarded
+            .map_err(SnapshotError::io(format!("cannot put the directories of snapshot {name:?} aside")))?;
+        Ok(removed)
     }
 
     /// Changes labels.

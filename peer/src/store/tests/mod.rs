@@ -11,5 +11,6 @@ mod fixture;
 mod kill;
 mod layers;
 mod mounts;
+mod points;
 mod quota;
 mod sharing;

@@ -15,8 +15,8 @@ use crate::{
 
 /// A layer made of chunks that are told by their number.
 #[derive(Debug, Clone)]
-struct Layer {
-    id: TaskId,
+pub(super) struct Layer {
+    pub(super) id: TaskId,
     table: Arc<LeafTable>,
     chunks: Vec<u8>,
 }
@@ -28,7 +28,7 @@ fn chunk(number: u8) -> Vec<u8> {
 }
 
 impl Layer {
-    fn new(chunks: &[u8]) -> Self {
+    pub(super) fn new(chunks: &[u8]) -> Self {
         let entry = |number: &u8| LeafEntry {
             raw_len: LEN as u32,
             stored_len: LEN as u32,
@@ -43,26 +43,38 @@ impl Layer {
     }
 
     fn write(&self, entry: &Entry, leaf: u32) -> bool {
+        self.try_write(entry, leaf).unwrap()
+    }
+
+    fn try_write(&self, entry: &Entry, leaf: u32) -> Result<bool, StoreError> {
         let bytes = chunk(self.chunks[leaf as usize]);
-        entry.write_leaf(leaf, leaf_digest(&bytes), &bytes).unwrap()
+        entry.write_leaf(leaf, leaf_digest(&bytes), &bytes)
     }
 
     fn fill(&self, store: &Store) -> Arc<Entry> {
-        let entry = self.create(store);
+        self.try_fill(store).unwrap()
+    }
+
+    pub(super) fn try_fill(&self, store: &Store) -> Result<Arc<Entry>, StoreError> {
+        let entry = store.create(&self.id, Geometry::Table(self.table.clone()))?;
         for leaf in entry.missing().into_iter().flatten() {
-            assert!(self.write(&entry, leaf));
+            assert!(self.try_write(&entry, leaf)?);
         }
-        entry.mark_verified().unwrap();
-        entry
+        entry.mark_verified()?;
+        Ok(entry)
     }
 
     fn stage(&self, store: &Store) -> Arc<Entry> {
-        let mut stage = store.stage().unwrap();
-        self.chunks.iter().for_each(|number| stage.append(&chunk(*number)).unwrap());
-        stage.commit(&self.id, self.table.clone()).unwrap()
+        self.try_stage(store).unwrap()
     }
 
-    fn check(&self, entry: &Entry) {
+    pub(super) fn try_stage(&self, store: &Store) -> Result<Arc<Entry>, StoreError> {
+        let mut stage = store.stage()?;
+        self.chunks.iter().try_for_each(|number| stage.append(&chunk(*number)))?;
+        stage.commit(&self.id, self.table.clone())
+    }
+
+    pub(super) fn check(&self, entry: &Entry) {
         for leaf in entry.have_ranges().into_iter().flatten() {
             assert_eq!(entry.read_leaf(leaf).unwrap(), chunk(self.chunks[leaf as usize]), "leaf {leaf}");
         }

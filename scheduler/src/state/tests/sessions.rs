@@ -1,14 +1,14 @@
 use super::driver::*;
 
 #[test]
-fn the_first_message_is_the_announcement_and_there_is_only_one() {
+fn the_first_message_is_the_announcement_and_there_is_only_one_host() {
     let mut driver = Driver::new();
     let silent = driver.open();
     let rude = driver.open();
     driver.say(rude, wants());
     assert!(driver.closed.contains_key(&rude));
     let twice = driver.peer("a");
-    driver.say(twice, said::Message::Announce(proto::Announce { host: Some(host("a")) }));
+    driver.say(twice, said::Message::Announce(proto::Announce { host: Some(host("b")) }));
     assert!(driver.closed.contains_key(&twice));
     driver.pass(11_000);
     assert!(driver.closed.contains_key(&silent));
@@ -29,6 +29,27 @@ fn a_second_session_of_a_host_replaces_the_first() {
     assert!(driver.parents(child).is_empty(), "it has to say again what it holds");
     driver.say(new, holds(LEAVES));
     assert_eq!(driver.parents(child), ["a"]);
+}
+
+#[test]
+fn a_peer_becomes_a_seed_and_back() {
+    let mut driver = Driver::new();
+    let (first, second, child) = (driver.peer("a"), driver.peer("b"), driver.peer("c"));
+    let announce = |seed| {
+        let host = proto::Host { seed, ..host("a") };
+        said::Message::Announce(proto::Announce { host: Some(host) })
+    };
+    driver.say(first, announce(true));
+    driver.say(child, wants());
+    assert_eq!(driver.leased(&[first, second, child]), [first]);
+    driver.say(first, announce(false));
+    let other = proto::Task { id: "sha256:bb".into(), source: Some(source()) };
+    driver.say(
+        second,
+        said::Message::Register(proto::Register { task: Some(other), ..Default::default() }),
+    );
+    assert_eq!(driver.leased(&[first, second, child]), [second], "it has to fetch by itself");
+    assert!(driver.closed.is_empty());
 }
 
 #[test]
