@@ -8,8 +8,8 @@ use std::{
 };
 
 use darter_proto::scheduler::{
-    Config as Limited, Digests, Dropped, Holdings, Host, MakeLayer, SendDigests, peer_message::Message as Said,
-    scheduler_message::Message as Heard,
+    Config as Limited, Digests, Dropped, Holdings, Host, MakeLayer, SendDigests,
+    peer_message::Message as Said, scheduler_message::Message as Heard,
 };
 use darter_service::{
     Registry,

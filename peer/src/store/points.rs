@@ -65,7 +65,8 @@ mod hooks {
     }
 
     pub(in crate::store) fn about_to(change: Change, path: &Path) -> io::Result<Point> {
-        let hook = HOOKS.lock().iter().find(|(below, _)| path.starts_with(below)).map(|(_, said)| said.clone());
+        let hook =
+            HOOKS.lock().iter().find(|(below, _)| path.starts_with(below)).map(|(_, said)| said.clone());
         let Some(hook) = hook else { return Ok(Point { _alone: None }) };
         let alone = ALONE.lock();
         let said = hook.lock()(change);

@@ -44,10 +44,7 @@ fn a_peer_becomes_a_seed_and_back() {
     assert_eq!(driver.leased(&[first, second, child]), [first]);
     driver.say(first, announce(false));
     let other = proto::Task { id: "sha256:bb".into(), source: Some(source()) };
-    driver.say(
-        second,
-        said::Message::Register(proto::Register { task: Some(other), ..Default::default() }),
-    );
+    driver.say(second, said::Message::Register(proto::Register { task: Some(other), ..Default::default() }));
     assert_eq!(driver.leased(&[first, second, child]), [second], "it has to fetch by itself");
     assert!(driver.closed.is_empty());
 }
