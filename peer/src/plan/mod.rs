@@ -43,6 +43,9 @@ const LATE_MIN: Duration = Duration::from_millis(200);
 const LATE_MIN_DEMAND: Duration = Duration::from_millis(20);
 /// Every leaf is late after this time.
 const LATE_MAX: Duration = Duration::from_secs(2);
+/// A leaf on its way that became more urgent is asked for with its new class if it is not here after so long. Sooner it is
+/// likely to be on the wire, and would come twice.
+const HASTEN: Duration = Duration::from_millis(25);
 /// One leaf in so many may be asked of a second parent only because there is nothing else left to ask for.
 const HEDGED: u32 = 50;
 /// A parent that is too busy is not asked for so long.
@@ -82,6 +85,8 @@ pub struct Plan {
 struct Flight {
     parent: Key,
     since: Duration,
+    /// How urgently the parent was asked.
+    class: Class,
 }
 
 /// A request to be sent.
@@ -296,16 +301,32 @@ impl Plan {
         };
         let demanded: Vec<(Class, u32)> = self.demanded.iter().copied().filter(may).take(64).collect();
         for (class, leaf) in demanded {
+            if let Some(parent) = self.hasten(leaf, class, now) {
+                requests.push(parent, leaf, class);
+                continue;
+            }
             if !self.open.contains(leaf)
                 || (class > Class::Demand && self.in_flight.len() >= self.window(class))
             {
                 continue;
             }
             if let Some(parent) = self.parent_for(leaf, class, now, &[]) {
-                self.start_flight(leaf, parent, now);
+                self.start_flight(leaf, parent, class, now);
                 requests.push(parent, leaf, class);
             }
         }
+    }
+
+    /// The parent that a leaf was asked of some time ago, and that has to hear that the leaf became more urgent: else it
+    /// waits there behind everything that is more urgent than it was.
+    fn hasten(&mut self, leaf: u32, class: Class, now: Duration) -> Option<Key> {
+        let flights = self.in_flight.get_mut(&leaf)?;
+        if flights.iter().any(|flight| flight.class <= class) {
+            return None;
+        }
+        let flight = flights.first_mut().filter(|flight| now.saturating_sub(flight.since) >= HASTEN)?;
+        flight.class = class;
+        Some(flight.parent)
     }
 
     fn pick_from_sources(&mut self, class: Class, now: Duration, requests: &mut Requests) {
@@ -322,7 +343,7 @@ impl Plan {
             {
                 from = leaf + 1;
                 if self.copies_of(leaf) == 1 {
-                    self.start_flight(leaf, key, now);
+                    self.start_flight(leaf, key, class, now);
                     requests.push(key, leaf, class);
                 }
             }
@@ -341,7 +362,7 @@ impl Plan {
             }) else {
                 return;
             };
-            self.start_flight(leaf, key, now);
+            self.start_flight(leaf, key, class, now);
             requests.push(key, leaf, class);
         }
     }
@@ -397,7 +418,7 @@ impl Plan {
                 && let Some(parent) = self.parent_for(leaf, class, now, &[asked])
             {
                 self.hedged += u32::from(!must);
-                self.start_flight(leaf, parent, now);
+                self.start_flight(leaf, parent, class, now);
                 requests.push(parent, leaf, class);
             }
         }
@@ -412,9 +433,9 @@ impl Plan {
         self.copies.get(leaf as usize).copied().unwrap_or(0)
     }
 
-    fn start_flight(&mut self, leaf: u32, key: Key, now: Duration) {
+    fn start_flight(&mut self, leaf: u32, key: Key, class: Class, now: Duration) {
         self.open.remove(leaf);
-        self.in_flight.entry(leaf).or_default().push(Flight { parent: key, since: now });
+        self.in_flight.entry(leaf).or_default().push(Flight { parent: key, since: now, class });
         if let Some(parent) = self.parents.get_mut(&key) {
             parent.in_flight += 1;
         }

@@ -49,6 +49,22 @@ fn what_a_container_waits_for_comes_first_and_is_hedged() {
 }
 
 #[test]
+fn what_was_asked_for_in_the_background_is_asked_for_again_once_a_container_waits_for_it() {
+    let mut plan = plan(4);
+    let mut rng = SmallRng::seed_from_u64(1);
+    (0..4).for_each(|leaf| plan.know(leaf));
+    plan.add_parent(1, false);
+    plan.parent_has(1, std::slice::from_ref(&(0..4)));
+    plan.fill(Class::Background);
+    while !plan.pick(at(0), false, &mut rng).is_empty() {}
+    plan.demand(2..3, Class::Demand);
+    assert_eq!(plan.pick(at(10), true, &mut rng), [], "it may be on the wire");
+    let urgent = Request { parent: 1, leaves: 2..3, class: Class::Demand };
+    assert_eq!(plan.pick(at(30), true, &mut rng), [urgent]);
+    assert_eq!(plan.pick(at(60), true, &mut rng), [], "once");
+}
+
+#[test]
 fn background_work_is_held_while_a_container_waits_for_something() {
     let mut plan = plan(64);
     let mut rng = SmallRng::seed_from_u64(1);
