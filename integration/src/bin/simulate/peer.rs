@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use darter_peer::plan::Plan;
+use darter_peer::plan::{ChildKey, Offers, Plan};
 use darter_proto::scheduler::{
     Announce, Digests, Fault, Finished, Host, ParentReport, Place, Progress, Register, Source, Task,
     TaskProgress, peer_message::Message as Said,
@@ -24,9 +24,6 @@ const REPORT: Micros = 250_000;
 const REPORT_AFTER: Micros = 2_000_000;
 /// Without a leaf for so long the scheduler is told.
 const STARVING_AFTER: Micros = 700_000;
-
-/// Leaves that a source shows a child ahead of what it has sent it.
-const SHOWN: u32 = 2;
 
 /// What a peer is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,51 +67,52 @@ pub(crate) struct Peer {
     reported_held: u32,
 }
 
-/// What a source shows to whom: each leaf to one child only, as long as there are such that nobody was shown.
-#[derive(Debug, Default)]
+/// What a source shows to whom.
+#[derive(Debug)]
 pub(crate) struct Showing {
-    /// Leaves as they came.
-    held: Vec<u32>,
-    /// How many were shown, over and over.
-    shown: usize,
-    /// Leaves that each child was shown and not sent.
-    open: BTreeMap<Id, u32>,
+    offers: Offers,
+    children: BTreeMap<Id, ChildKey>,
+    ids: BTreeMap<ChildKey, Id>,
 }
 
 impl Showing {
+    pub(crate) fn new(leaves: u32) -> Self {
+        Self { offers: Offers::new(leaves), children: BTreeMap::new(), ids: BTreeMap::new() }
+    }
+
     pub(crate) fn join(&mut self, child: Id) {
-        self.open.insert(child, 0);
+        let key = self.offers.join();
+        self.children.insert(child, key);
+        self.ids.insert(key, child);
     }
 
     pub(crate) fn leave(&mut self, child: Id) {
-        self.open.remove(&child);
+        if let Some(key) = self.children.remove(&child) {
+            self.ids.remove(&key);
+            self.offers.leave(key);
+        }
     }
 
     pub(crate) fn holds(&mut self, leaf: u32) {
-        self.held.push(leaf);
+        self.offers.holds(std::slice::from_ref(&(leaf..leaf + 1)));
     }
 
-    /// A child has a leaf that it was shown.
-    pub(crate) fn sent(&mut self, child: Id) {
-        if let Some(open) = self.open.get_mut(&child) {
-            *open = open.saturating_sub(1);
+    pub(crate) fn asked(&mut self, child: Id, leaf: u32, now: Micros) {
+        if let Some(key) = self.children.get(&child) {
+            self.offers.asked(*key, leaf, duration(now));
         }
     }
 
-    /// What is to be shown to whom now; of a content of so many leaves.
-    pub(crate) fn show(&mut self, leaves: u32) -> Vec<(Id, u32)> {
-        let mut news = Vec::new();
-        for (child, open) in &mut self.open {
-            while *open < SHOWN {
-                let complete = self.held.len() == leaves as usize;
-                let next = if complete { self.shown % self.held.len() } else { self.shown };
-                let Some(leaf) = self.held.get(next) else { return news };
-                news.push((*child, *leaf));
-                self.shown += 1;
-                *open += 1;
-            }
+    pub(crate) fn answered(&mut self, child: Id, leaf: u32, sent: bool, now: Micros) {
+        if let Some(key) = self.children.get(&child) {
+            self.offers.answered(*key, leaf, sent, duration(now));
         }
-        news
+    }
+
+    /// What is to be shown to whom now.
+    pub(crate) fn show(&mut self, now: Micros) -> Vec<(Id, Vec<u32>)> {
+        let shown = self.offers.show(duration(now));
+        shown.into_iter().filter_map(|(key, leaves)| Some((*self.ids.get(&key)?, leaves))).collect()
     }
 }
 

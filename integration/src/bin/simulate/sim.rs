@@ -16,7 +16,7 @@ use darter_scheduler::state::{self, Action, SessionId, Settings};
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use super::{
-    peer::{Peer, State, duration, id_of},
+    peer::{Peer, Showing, State, duration, id_of},
     scenario::{self, Kind, Scenario},
     uplink::{Id, Micros, Pipe, Wanted},
 };
@@ -265,9 +265,10 @@ impl Sim {
                 self.ask(id);
             }
             Some(Heard::Lease(_) | Heard::Fetch(_)) => {
+                let leaves = self.leaves;
                 self.with(id, |peer| {
                     (peer.leased, peer.state) = (true, State::Fetching);
-                    peer.showing = Some(Box::default());
+                    peer.showing = Some(Box::new(Showing::new(leaves)));
                 });
                 self.after(SHOW, Event::Show(id));
                 self.after(self.leaf_time(), Event::OriginLeaf { peer: id, leaf: 0 });
@@ -322,9 +323,10 @@ impl Sim {
                 peer.plan.as_ref().map(|plan| plan.held().ranges()).unwrap_or_default()
             }
         });
+        let seed = self.peer(parent).is_seed;
         self.with(child, |peer| {
             if let Some(plan) = &mut peer.plan {
-                plan.add_parent(u64::from(parent), false);
+                plan.add_parent(u64::from(parent), seed);
                 plan.parent_has(u64::from(parent), &has);
             }
         });
@@ -354,7 +356,11 @@ impl Sim {
             let parent = Id::try_from(request.parent).unwrap_or(Id::MAX);
             for leaf in request.leaves {
                 let wanted = Wanted { child: id, leaf, asked: now };
-                if self.with(parent, |peer| peer.uplink.want(now, wanted)) {
+                let wants = |peer: &mut Peer| {
+                    peer.showing.iter_mut().for_each(|showing| showing.asked(id, leaf, now));
+                    peer.uplink.want(now, wanted)
+                };
+                if self.with(parent, wants) {
                     self.foresee(parent);
                 }
             }
@@ -390,7 +396,7 @@ impl Sim {
             self.counts.seed_leaves += u64::from(self.peer(parent).is_source());
             self.with(parent, |peer| {
                 if let Some(showing) = &mut peer.showing {
-                    showing.sent(child);
+                    showing.answered(child, leaf, true, now);
                 }
             });
             self.at(at + LATENCY, Event::Leaf { child, parent, leaf, asked });
@@ -415,7 +421,13 @@ impl Sim {
             return;
         };
         for other in others.into_iter().filter_map(|other| Id::try_from(other).ok()) {
-            self.with(other, |peer| peer.uplink.cancel(child, Some(leaf)));
+            self.with(other, |peer| {
+                if peer.uplink.cancel(child, Some(leaf))
+                    && let Some(showing) = &mut peer.showing
+                {
+                    showing.answered(child, leaf, false, now);
+                }
+            });
         }
         self.landed(child, leaf);
         self.report(child);
@@ -423,29 +435,25 @@ impl Sim {
 
     /// A source shows its children what it is their turn to get.
     fn show(&mut self, source: Id) {
-        let leaves = self.leaves;
+        let now = self.now;
+        // What is shown may be asked for at once, and that may free a turn.
         loop {
-            let shown = self.with(source, |peer| peer.showing.as_mut().map(|showing| showing.show(leaves)));
-            let mut known = 0;
-            for (child, leaf) in shown.unwrap_or_default() {
-                if self.peer(child).holds(leaf) {
-                    self.with(source, |peer| peer.showing.iter_mut().for_each(|showing| showing.sent(child)));
-                    known += 1;
-                }
-                self.has(source, child, leaf);
-            }
-            // What a child has already is shown instead of to be sent; a whole round of that is enough for now.
-            if known == 0 || self.peer(source).state == State::Done {
+            let shown = self.with(source, |peer| peer.showing.as_mut().map(|showing| showing.show(now)));
+            let shown = shown.unwrap_or_default();
+            if shown.is_empty() {
                 return;
+            }
+            for (child, leaves) in shown {
+                self.has(source, child, &leaves);
             }
         }
     }
 
-    /// A child hears that a parent has a leaf.
-    fn has(&mut self, parent: Id, child: Id, leaf: u32) {
+    /// A child hears that a parent has leaves.
+    fn has(&mut self, parent: Id, child: Id, leaves: &[u32]) {
         let ask = self.with(child, |peer| {
             if let Some(plan) = &mut peer.plan {
-                plan.parent_has(u64::from(parent), std::slice::from_ref(&(leaf..leaf + 1)));
+                leaves.iter().for_each(|leaf| plan.parent_has(u64::from(parent), std::slice::from_ref(&(*leaf..leaf + 1))));
             }
             peer.hungry
         });
@@ -487,7 +495,7 @@ impl Sim {
         } else {
             let children: Vec<Id> = self.peer(id).children.iter().copied().collect();
             for child in children {
-                self.has(id, child, leaf);
+                self.has(id, child, &[leaf]);
             }
         }
         if self.peer(id).held(leaves) == leaves {

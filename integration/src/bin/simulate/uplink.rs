@@ -67,9 +67,12 @@ impl Uplink {
         self.sending.len() < self.slots && self.start(now)
     }
 
-    /// Takes out what a child waits for: one leaf, or everything. What is being sent is sent.
-    pub(crate) fn cancel(&mut self, child: Id, leaf: Option<u32>) {
+    /// Takes out what a child waits for: one leaf, or everything; true if there was something. What is being sent is
+    /// sent.
+    pub(crate) fn cancel(&mut self, child: Id, leaf: Option<u32>) -> bool {
+        let before = self.queue.len();
         self.queue.retain(|wanted| wanted.child != child || leaf.is_some_and(|leaf| wanted.leaf != leaf));
+        self.queue.len() < before
     }
 
     /// When the next leaf will have been sent, if nothing changes; with the version that it belongs to.
