@@ -453,7 +453,9 @@ impl Sim {
     fn has(&mut self, parent: Id, child: Id, leaves: &[u32]) {
         let ask = self.with(child, |peer| {
             if let Some(plan) = &mut peer.plan {
-                leaves.iter().for_each(|leaf| plan.parent_has(u64::from(parent), std::slice::from_ref(&(*leaf..leaf + 1))));
+                leaves.iter().for_each(|leaf| {
+                    plan.parent_has(u64::from(parent), std::slice::from_ref(&(*leaf..leaf + 1)))
+                });
             }
             peer.hungry
         });
