@@ -6,8 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use darter_proto::peer::{StatusReply, StatusRequest, peer_client::PeerClient};
-use tonic::transport::Endpoint;
+use darter_proto::{
+    MAX_MESSAGE_LEN,
+    peer::{StatusReply, StatusRequest, peer_client::PeerClient},
+};
+use tonic::transport::{Channel, Endpoint};
 
 pub use self::metrics::Metrics;
 use crate::{Lab, Process, Program, Throttle, http, process::free_address, target};
@@ -231,9 +234,15 @@ pub fn command(lab: &Lab, subcommand: &str) -> Result<crate::command::Command> {
     Ok(crate::command::Command::new(lab, target::darter()?).arg(subcommand))
 }
 
-async fn status(control: &Path) -> Result<StatusReply> {
+/// A connection to a peer's control socket.
+pub async fn client(control: &Path) -> Result<PeerClient<Channel>> {
     let channel = Endpoint::from_shared(format!("unix://{}", control.display()))?.connect().await?;
-    Ok(PeerClient::new(channel).status(StatusRequest {}).await?.into_inner())
+    Ok(PeerClient::new(channel).max_decoding_message_size(MAX_MESSAGE_LEN))
+}
+
+/// What the peer with this control socket is doing.
+pub async fn status(control: &Path) -> Result<StatusReply> {
+    Ok(client(control).await?.status(StatusRequest {}).await?.into_inner())
 }
 
 fn layers_complete(status: &StatusReply) -> bool {

@@ -22,6 +22,13 @@ mod node;
 mod packaged;
 mod tiny;
 
+/// The same bytes for the same seed each time; no compressor finds anything in them.
+pub fn noise(seed: impl AsRef<[u8]>, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(seed.as_ref()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
 /// An image in a directory, with its blobs under `blobs/sha256` as in an OCI image layout.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Image {

@@ -18,6 +18,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use crate::{
     Lab, http,
     lab::{DEBIAN_PATH, MARK, log_tail},
+    usage,
     wait::{DEADLINE, POLL},
 };
 
@@ -62,16 +63,6 @@ pub fn free_address() -> Result<SocketAddr> {
 fn read_from(log: &Path, start: usize) -> String {
     let log = fs::read(log).unwrap_or_default();
     String::from_utf8_lossy(log.get(start..).unwrap_or_default()).into_owned()
-}
-
-/// User and system time of a process: proc(5), `/proc/pid/stat`, in ticks of 10 ms on Linux.
-fn cpu_time(id: &str) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The command's name, in parentheses, may hold anything. The state follows as the third field.
-    let (_, fields) = stat.rsplit_once(')').context("no command in stat")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
-    let ticks: u64 = ticks.sum::<Result<u64, _>>()?;
-    Ok(Duration::from_millis(ticks * 10))
 }
 
 // === impl Program ===
@@ -135,9 +126,10 @@ impl Process {
 
     /// CPU time that it and its children have used so far.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let id = self.id().to_string();
+        let id = self.id();
         let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children"))?;
-        children.split_whitespace().chain([id.as_str()]).map(cpu_time).sum()
+        let children = children.split_whitespace().map(|child| usage::cpu_time(child.parse()?));
+        children.chain([usage::cpu_time(id)]).sum()
     }
 
     /// What it has printed since it was last started.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 /// The directory of the running executable's profile, such as `target/debug`.
 fn profile_dir() -> Result<PathBuf> {
@@ -35,4 +36,13 @@ pub fn bench(name: &str) -> Result<PathBuf> {
     let bench = profile.parent().context("the profile's directory is in no directory")?.join("bench");
     std::fs::create_dir_all(&bench).with_context(|| format!("creating {}", bench.display()))?;
     Ok(bench.join(name).with_extension("json"))
+}
+
+/// Writes the results of a benchmark, and says where.
+pub fn write_results(name: &str, results: &impl Serialize) -> Result<()> {
+    let path = bench(name)?;
+    let written = std::fs::write(&path, serde_json::to_string_pretty(results)? + "\n");
+    written.with_context(|| format!("writing {}", path.display()))?;
+    println!("Written to {}.", path.display());
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::{Compression, Image, ImageBuilder, Kind, Node};
+use super::{Compression, Image, ImageBuilder, Kind, Node, noise};
 
 const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 12] =
@@ -32,7 +32,7 @@ fn base() -> Result<Vec<Node>> {
         Node::file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"),
         Node::file("etc/group", "root:x:0:\n"),
         Node::dir("data"),
-        Node::file("data/random", random("base", 2 << 20)),
+        Node::file("data/random", noise("base", 2 << 20)),
         Node::dir("changed"),
         Node::file("changed/removed", "removed by a whiteout"),
         Node::file("changed/kept", "kept"),
@@ -62,7 +62,7 @@ fn node_table() -> Vec<Node> {
 /// Files around the sizes of tar blocks and pages, and one of several leaves.
 fn sizes() -> Vec<Node> {
     let lens = [0, 1, 511, 512, 513, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1, 3 << 20];
-    let file = |len: usize| Node::file(format!("nodes/size-{len}"), random(&format!("size {len}"), len));
+    let file = |len: usize| Node::file(format!("nodes/size-{len}"), noise(format!("size {len}"), len));
     lens.into_iter().map(file).collect()
 }
 
@@ -119,7 +119,7 @@ fn attributes() -> Vec<Node> {
             .xattr("user.text", "value")
             .xattr("user.empty", "")
             .xattr("user.binary", *b"\0\n=\xff")
-            .xattr("user.long", random("xattr", 1024)),
+            .xattr("user.long", noise("xattr", 1024)),
         Node::file("nodes/capable", "").mode(0o755).xattr("security.capability", CAPABILITY),
         Node::dir("nodes/xattr-dir").xattr("user.on.directory", "yes"),
         Node::file("nodes/xattr-shared-1", "").xattr("user.shared", "the same"),
@@ -143,13 +143,6 @@ fn changes() -> Vec<Node> {
         Node::file("changed/dir-to-file", "new"),
         Node::file("changed/content", "after"),
         Node::file("changed/mode", "the mode changes").mode(0o600),
-        Node::file("data/random-too", random("changes", 2 << 20)),
+        Node::file("data/random-too", noise("changes", 2 << 20)),
     ]
-}
-
-/// The same bytes for the same name each time; no compressor finds anything in them.
-fn random(name: &str, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
-    bytes
 }

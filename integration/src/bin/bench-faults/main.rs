@@ -8,7 +8,7 @@ use std::{process::ExitCode, time::Instant};
 use anyhow::{Context, Result};
 use darter_integration::{
     Cluster, Containerd, Image, ImageRef, Lab, Node,
-    image::{Compression, Format, ImageBuilder},
+    image::{self, Compression, Format, ImageBuilder, noise},
     table::Table,
     target,
 };
@@ -78,10 +78,7 @@ async fn run() -> Result<()> {
         ]);
     }
     println!("\n{table}");
-    let path = target::bench("faults")?;
-    std::fs::write(&path, serde_json::to_vec_pretty(&rows)?)?;
-    println!("{}", path.display());
-    Ok(())
+    target::write_results("faults", &rows)
 }
 
 async fn measure(lab: &Lab, fault: Fault) -> Result<Row> {
@@ -156,9 +153,8 @@ async fn seconds<T>(work: impl Future<Output = Result<T>>) -> Result<f64> {
 fn image(lab: &Lab) -> Result<Image> {
     let mut builder = ImageBuilder::new(&lab.subdir("image")?, Format::Oci)?;
     for number in 0..LAYERS {
-        let mut content = vec![0; LAYER];
-        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut content);
-        let file = darter_integration::image::Node::file(format!("file-{number}"), content);
+        let content = noise(number.to_le_bytes(), LAYER);
+        let file = image::Node::file(format!("file-{number}"), content);
         builder = builder.layer(Compression::None, |layer| layer.add(&file))?;
     }
     builder.finish()

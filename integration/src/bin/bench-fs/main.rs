@@ -8,7 +8,7 @@ mod mounts;
 mod subject;
 mod workload;
 
-use std::{fs, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -85,10 +85,7 @@ async fn run(options: &Options) -> Result<()> {
     }
     println!("\n{}", table(&all));
     println!("How much faster than overlayfs on ext4; more than 1 is faster.");
-    let path = target::bench("fs")?;
-    fs::write(&path, serde_json::to_vec_pretty(&all)?)?;
-    println!("Written to {}.", path.display());
-    Ok(())
+    target::write_results("fs", &all)
 }
 
 fn measure(

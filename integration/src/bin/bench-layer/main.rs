@@ -8,11 +8,11 @@ mod make;
 mod measure;
 mod subject;
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use darter_integration::table::Table;
+use darter_integration::{table::Table, target};
 use serde_json::{Value, json};
 
 use self::{
@@ -97,10 +97,5 @@ fn bench(subject: &Subject) -> Result<()> {
     println!(
         "To gzip -dc: in processor time. To tar x: gzip -dc | tar x, in elapsed time. Larger is faster."
     );
-    let dir = PathBuf::from("target/bench");
-    fs::create_dir_all(&dir)?;
-    let file = dir.join("layer.json");
-    fs::write(&file, serde_json::to_vec_pretty(&objects)?)?;
-    println!("Written to {}.", file.display());
-    Ok(())
+    target::write_results("layer", &objects)
 }

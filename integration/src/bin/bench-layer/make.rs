@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use darter_integration::usage;
 use darter_peer::{
     LayerMaker, LeafSink, MadeLayer,
     digest::{Algorithm, Hasher, leaf_digest},
@@ -16,8 +17,6 @@ use darter_peer::{
 use darter_snapshotter::layer::Maker;
 use rustix::fs::{Mode, OFlags};
 use serde_json::json;
-
-use super::measure::peak_rss;
 
 /// Makes a layer of each blob, all at once; prints the sum of what came out as JSON.
 pub(crate) fn all(blobs: &[PathBuf]) -> Result<()> {
@@ -29,7 +28,7 @@ pub(crate) fn all(blobs: &[PathBuf]) -> Result<()> {
             .map(|made| made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         made.sum::<Result<u64>>()
     })?;
-    println!("{}", json!({ "stored": stored, "peak_rss": peak_rss()? }));
+    println!("{}", json!({ "stored": stored, "peak_rss": usage::peak_memory(std::process::id())? }));
     Ok(())
 }
 

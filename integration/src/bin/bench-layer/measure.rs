@@ -1,12 +1,12 @@
 //! Runs a program and says what it took.
 
 use std::{
-    fs,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
+use darter_integration::usage;
 
 /// What one run took.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,7 +24,7 @@ pub(crate) struct Measured {
 /// Runs a command to its end.
 pub(crate) fn run(command: &[String]) -> Result<Measured> {
     let (program, arguments) = command.split_first().context("an empty command")?;
-    let before = children_time()?;
+    let before = usage::of_children()?;
     let start = Instant::now();
     let output = Command::new(program)
         .args(arguments)
@@ -34,7 +34,7 @@ pub(crate) fn run(command: &[String]) -> Result<Measured> {
         .with_context(|| format!("starting {program}"))?;
     let wall = start.elapsed().as_secs_f64();
     ensure!(output.status.success(), "{}: {}", command.join(" "), output.status);
-    let cpu = (children_time()? - before).as_secs_f64();
+    let cpu = (usage::of_children()? - before).as_secs_f64();
     let said: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let number = |name: &str| said.get(name).and_then(serde_json::Value::as_u64);
     Ok(Measured { wall, cpu, peak_rss: number("peak_rss").unwrap_or_default(), stored: number("stored") })
@@ -50,21 +50,4 @@ pub(crate) fn median(runs: &[Measured]) -> Measured {
     let peak_rss = runs.iter().map(|run| run.peak_rss).max().unwrap_or_default();
     let stored = runs.first().and_then(|run| run.stored);
     Measured { wall: middle(|run| run.wall), cpu: middle(|run| run.cpu), peak_rss, stored }
-}
-
-/// Most memory of this process so far, in bytes.
-pub(crate) fn peak_rss() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib * 1024)
-}
-
-/// Processor time of all children that have ended (proc(5), `/proc/pid/stat`: cutime and cstime, in ticks of 10 ms).
-fn children_time() -> Result<Duration> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    let (_, after_name) = stat.rsplit_once(')').context("no name in /proc/self/stat")?;
-    let ticks = after_name.split_whitespace().skip(13).take(2).map(str::parse::<u64>);
-    let ticks = ticks.sum::<Result<u64, _>>()?;
-    Ok(Duration::from_millis(ticks * 10))
 }

@@ -104,10 +104,7 @@ async fn run(options: &Options) -> Result<()> {
         }
     }
     println!("\n{}", table(&all));
-    let path = target::bench(&options.name)?;
-    std::fs::write(&path, serde_json::to_vec_pretty(&all)?)?;
-    println!("Written to {}.", path.display());
-    Ok(())
+    target::write_results(&options.name, &all)
 }
 
 /// The ratio is of first lines, to overlayfs on the same link.

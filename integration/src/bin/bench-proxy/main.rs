@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use darter_integration::{
     Image, Lab, Registry,
     darter::{Peer, Surroundings},
-    image::{Compression, Format, ImageBuilder, Node},
+    image::{Compression, Format, ImageBuilder, Node, noise},
 };
 
 use self::{nginx::Nginx, report::Report};
@@ -109,8 +109,7 @@ fn image(dir: &Path) -> Result<Image> {
     let lens = [BIG, FRESH].into_iter().chain([SMALL; SMALLS]);
     let mut builder = ImageBuilder::new(dir, Format::Oci)?;
     for (number, len) in lens.enumerate() {
-        let mut content = vec![0; len];
-        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut content);
+        let content = noise(number.to_le_bytes(), len);
         builder = builder
             .layer(Compression::None, |layer| layer.add(&Node::file(format!("file-{number}"), content)))?;
     }

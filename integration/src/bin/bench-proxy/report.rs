@@ -79,10 +79,7 @@ impl Report {
 
     /// Writes `target/bench/proxy.json`.
     pub(crate) fn write(&self) -> Result<()> {
-        let path = target::bench("proxy")?;
-        std::fs::write(&path, serde_json::to_vec_pretty(&self.0)?)?;
-        println!("\n{}", path.display());
-        Ok(())
+        target::write_results("proxy", &self.0)
     }
 }
 

@@ -1,12 +1,13 @@
 //! What is measured: one cell of the table.
 
 use clap::ValueEnum;
+use darter_integration::scenario::ScenarioKind;
 
 /// One run of a swarm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cell {
     pub(crate) arm: Arm,
-    pub(crate) scenario: Scenario,
+    pub(crate) scenario: ScenarioKind,
     pub(crate) content: Content,
     /// Peers, without the seed.
     pub(crate) n: usize,
@@ -28,20 +29,6 @@ pub(crate) enum Arm {
     Direct,
 }
 
-/// Under which conditions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Scenario {
-    AtOnce,
-    /// Peers come one after the other over half of the bound.
-    Spread,
-    /// A tenth is killed at half of the bound.
-    Churn,
-    /// One in twenty has a fifth of the rate.
-    Slow,
-    /// Two racks with a link between them that has a third of their hosts' rates.
-    Racks,
-}
-
 /// What is pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Content {
@@ -59,18 +46,6 @@ impl Arm {
             Self::NoRotation => "no-rotation",
             Self::NoCoordination => "no-coordination",
             Self::Direct => "direct",
-        }
-    }
-}
-
-impl Scenario {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::AtOnce => "at-once",
-            Self::Spread => "spread",
-            Self::Churn => "churn",
-            Self::Slow => "slow",
-            Self::Racks => "racks",
         }
     }
 }
@@ -101,12 +76,12 @@ impl Cell {
 
     /// Peers that are killed; the last ones.
     pub(crate) fn killed(&self) -> usize {
-        if self.scenario == Scenario::Churn { self.n.div_ceil(10) } else { 0 }
+        if self.scenario == ScenarioKind::Churn { self.n.div_ceil(10) } else { 0 }
     }
 
     /// Peers that are slow; the last ones.
     pub(crate) fn slow(&self) -> usize {
-        if self.scenario == Scenario::Slow { self.n.div_ceil(20) } else { 0 }
+        if self.scenario == ScenarioKind::Slow { self.n.div_ceil(20) } else { 0 }
     }
 }
 
@@ -116,17 +91,17 @@ pub(crate) fn all() -> Vec<Cell> {
     for n in [16, 32] {
         let mut add = |arm, scenario, content, mib| cells.push(Cell { arm, scenario, content, n, mib });
         for mib in [16, 64, 256] {
-            add(Arm::Ours, Scenario::AtOnce, Content::Blob, mib);
+            add(Arm::Ours, ScenarioKind::AtOnce, Content::Blob, mib);
         }
-        add(Arm::Ours, Scenario::AtOnce, Content::Image, 64);
-        for scenario in [Scenario::Spread, Scenario::Churn, Scenario::Slow, Scenario::Racks] {
+        add(Arm::Ours, ScenarioKind::AtOnce, Content::Image, 64);
+        for scenario in [ScenarioKind::Spread, ScenarioKind::Churn, ScenarioKind::Slow, ScenarioKind::Racks] {
             add(Arm::Ours, scenario, Content::Blob, 64);
         }
         for arm in [Arm::ThreeParents, Arm::NoLeafRelay, Arm::NoRotation, Arm::NoCoordination] {
-            add(arm, Scenario::AtOnce, Content::Blob, 64);
+            add(arm, ScenarioKind::AtOnce, Content::Blob, 64);
         }
         // Sixteen times as slow and more: a small one shows it.
-        add(Arm::Direct, Scenario::AtOnce, Content::Blob, 16);
+        add(Arm::Direct, ScenarioKind::AtOnce, Content::Blob, 16);
     }
     cells
 }

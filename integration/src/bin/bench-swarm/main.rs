@@ -8,15 +8,19 @@ mod pull;
 mod report;
 mod swarm;
 
-use std::process::ExitCode;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Result;
 use clap::Parser;
-use darter_integration::Lab;
+use darter_integration::{Lab, scenario::ScenarioKind};
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
-    cell::{Arm, Cell, Content, Scenario},
+    cell::{Arm, Cell, Content},
     report::Report,
 };
 
@@ -31,7 +35,7 @@ struct Options {
     mib: Option<u64>,
     /// Only this scenario.
     #[arg(long, value_enum)]
-    scenario: Option<Scenario>,
+    scenario: Option<ScenarioKind>,
     /// Only this arm.
     #[arg(long, value_enum)]
     arm: Option<Arm>,
@@ -46,7 +50,7 @@ struct Options {
     transfer: Vec<String>,
     /// Leaves logs of the peers in this directory.
     #[arg(long)]
-    logs: Option<std::path::PathBuf>,
+    logs: Option<PathBuf>,
 }
 
 impl Options {
@@ -87,12 +91,7 @@ async fn measure(options: &Options) -> Result<()> {
             let lab = Lab::open()?;
             let run = swarm::run(&lab, &cell, &options.transfer).await;
             if let Some(logs) = &options.logs {
-                std::process::Command::new("/bin/sh")
-                    .args([
-                        "-c",
-                        &format!("mkdir -p {0} && cp {1}/*.log {0}/", logs.display(), lab.dir().display()),
-                    ])
-                    .status()?;
+                copy_logs(&lab, logs)?;
             } else if run.is_err() {
                 lab.print_logs();
             }
@@ -101,6 +100,17 @@ async fn measure(options: &Options) -> Result<()> {
         runs.sort_by(|a, b| a.last_over_bound.total_cmp(&b.last_over_bound));
         let median = runs.swap_remove(runs.len() / 2);
         report.add(median)?;
+    }
+    Ok(())
+}
+
+fn copy_logs(lab: &Lab, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for file in fs::read_dir(lab.dir())? {
+        let file = file?;
+        if file.path().extension().is_some_and(|extension| extension == "log") {
+            fs::copy(file.path(), to.join(file.file_name()))?;
+        }
     }
     Ok(())
 }

@@ -1,16 +1,12 @@
 //! A pull: what a consumer on a host does, through its peer's control socket.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
-use darter_proto::peer::{
-    GetRequest, StatusReply, StatusRequest, get_reply::Message, peer_client::PeerClient,
-};
+use darter_integration::darter;
+use darter_proto::peer::{GetRequest, get_reply::Message, peer_client::PeerClient};
 use tokio::{task::JoinSet, time::Instant};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 /// A blob at the origin.
 #[derive(Debug, Clone)]
@@ -20,19 +16,10 @@ pub(crate) struct Blob {
     pub(crate) len: u64,
 }
 
-pub(crate) async fn connect(socket: &Path) -> Result<PeerClient<Channel>> {
-    let channel = Endpoint::from_shared(format!("unix://{}", socket.display()))?.connect().await?;
-    Ok(PeerClient::new(channel).max_decoding_message_size(64 << 20))
-}
-
-pub(crate) async fn status(socket: &Path) -> Result<StatusReply> {
-    Ok(connect(socket).await?.status(StatusRequest {}).await?.into_inner())
-}
-
 /// Reads all blobs at once to their ends, and says how long that took.
 pub(crate) async fn pull(socket: PathBuf, blobs: Vec<Blob>) -> Result<Duration> {
     let started = Instant::now();
-    let client = connect(&socket).await?;
+    let client = darter::client(&socket).await?;
     let mut pulls = JoinSet::new();
     for blob in blobs {
         pulls.spawn(pull_one(client.clone(), blob));

@@ -9,8 +9,11 @@ use std::{
 use anyhow::{Context, Result};
 use darter_integration::{
     Lab, Process,
-    darter::Metrics,
+    darter::{self, Metrics},
+    image::noise,
     network::{Host, Network},
+    nginx,
+    scenario::ScenarioKind,
     target, usage,
 };
 use rustix::mount::{MountFlags, mount};
@@ -21,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    cell::{Arm, Cell, Scenario},
+    cell::{Arm, Cell},
     direct,
     pull::{self, Blob},
     report::Row,
@@ -53,7 +56,7 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
     let mut network = Network::new(lab)?;
     let near = network.rack()?;
     let far = match cell.scenario {
-        Scenario::Racks => {
+        ScenarioKind::Racks => {
             let far = network.rack()?;
             let mbit = u32::try_from(cell.n / 2)? * cell.rate() / 3;
             network.join(near, far, mbit)?;
@@ -94,7 +97,7 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
     for peer in peers.iter_mut().chain([&mut seed]) {
         peer.until_scheduled().await?;
     }
-    let crossed = if cell.scenario == Scenario::Racks { Some(network.crossed().await?) } else { None };
+    let crossed = if cell.scenario == ScenarioKind::Racks { Some(network.crossed().await?) } else { None };
     let alive = cell.n - cell.killed();
     let cpu_before = cpu(peers.iter().take(alive).chain([&seed]))?;
     let messages_before = around.messages().await?;
@@ -112,12 +115,12 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
     }
     let (mut stored, mut sent) = (0, 0);
     for peer in alive.iter().chain([&seed]) {
-        let bytes = pull::status(&peer.control).await?.bytes.unwrap_or_default();
+        let bytes = darter::status(&peer.control).await?.bytes.unwrap_or_default();
         stored += bytes.peer + bytes.seed;
         sent += bytes.uploaded;
         row.rss_mib = row.rss_mib.max(usage::peak_memory(peer.process.id())? as f64 / f64::from(1 << 20));
     }
-    let seed_sent = pull::status(&seed.control).await?.bytes.unwrap_or_default().uploaded;
+    let seed_sent = darter::status(&seed.control).await?.bytes.unwrap_or_default().uploaded;
     row.seed_copies = seed_sent as f64 / len as f64;
     if cell.killed() == 0 {
         row.duplicates = sent.saturating_sub(stored) as f64 / stored.max(1) as f64;
@@ -132,21 +135,18 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
 impl Around<'_> {
     /// The origin: nginx, with one worker.
     async fn nginx(&self, memory: &Path) -> Result<Process> {
-        let (dir, address) = (self.lab.subdir("nginx")?, self.origin.address);
-        let (temp, root) = (dir.display(), memory.join("origin"));
+        let (dir, root) = (self.lab.subdir("nginx")?, memory.join("origin"));
         fs::create_dir_all(&root)?;
-        let config = format!(
-            "daemon off; user root; worker_processes 1; pid {temp}/pid; error_log {temp}/error.log;\n\
-             events {{ worker_connections 1024; }}\n\
-             http {{\n\
-             log_format sent '$body_bytes_sent'; access_log {temp}/access.log sent; sendfile on; tcp_nopush on;\n\
-             client_body_temp_path {temp}/a; proxy_temp_path {temp}/b; fastcgi_temp_path {temp}/c;\n\
-             uwsgi_temp_path {temp}/d; scgi_temp_path {temp}/e;\n\
-             server {{ listen {address}:80; root {root}; }}\n}}\n",
+        let http = format!(
+            "log_format sent '$body_bytes_sent';
+  access_log {dir}/access.log sent;
+  server {{ listen {address}:80; root {root}; }}",
+            dir = dir.display(),
+            address = self.origin.address,
             root = root.display()
         );
-        let config = self.lab.write("nginx/nginx.conf", &config)?;
-        let program = self.origin.program("nginx", "nginx").arg("-c").arg(config);
+        let main = "worker_processes 1;\nevents { worker_connections 1024; }";
+        let program = self.origin.program("nginx", "nginx").args(nginx::args(self.lab, main, &http)?);
         let mut nginx = Process::start(self.lab, program)?;
         let pid = dir.join("pid");
         nginx.until("nginx ran", async || fs::read(&pid).is_ok_and(|pid| !pid.is_empty())).await?;
@@ -162,8 +162,7 @@ impl Around<'_> {
     fn blobs(&self, memory: &Path) -> Result<Vec<Blob>> {
         let mut blobs = Vec::new();
         for (number, len) in self.cell.blobs().into_iter().enumerate() {
-            let mut bytes = vec![0; usize::try_from(len)?];
-            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+            let bytes = noise(number.to_le_bytes(), usize::try_from(len)?);
             fs::write(memory.join(format!("origin/blob{number}")), &bytes)?;
             let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
             blobs.push(Blob { url: format!("http://{}/blob{number}", self.origin.address), digest, len });
@@ -235,7 +234,7 @@ impl Around<'_> {
         let counted = cell.n - cell.killed() - cell.slow();
         for (number, peer) in peers.iter().enumerate() {
             let delay = match cell.scenario {
-                Scenario::Spread => bound / 2.0 * number as f64 / cell.n as f64,
+                ScenarioKind::Spread => bound / 2.0 * number as f64 / cell.n as f64,
                 _ => 0.0,
             };
             let (control, blobs) = (peer.control.clone(), blobs.to_vec());
@@ -272,7 +271,7 @@ impl Peer {
     async fn until_scheduled(&mut self) -> Result<()> {
         let control = self.control.clone();
         let scheduled =
-            async || pull::status(&control).await.is_ok_and(|status| !status.scheduler.is_empty());
+            async || darter::status(&control).await.is_ok_and(|status| !status.scheduler.is_empty());
         self.process.until("the scheduler knew it", scheduled).await
     }
 }
@@ -301,7 +300,8 @@ async fn calibrate(lab: &Lab, from: &Host, to: &Host) -> Result<f64> {
 }
 
 fn cpu<'a>(peers: impl Iterator<Item = &'a Peer>) -> Result<f64> {
-    peers.map(|peer| usage::cpu_seconds(peer.process.id())).sum()
+    let times = peers.map(|peer| usage::cpu_time(peer.process.id()));
+    Ok(times.sum::<Result<Duration>>()?.as_secs_f64())
 }
 
 /// What the peers and the scheduler log.

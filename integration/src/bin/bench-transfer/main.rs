@@ -13,14 +13,15 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use darter_integration::{
     Lab, Process, Program,
-    darter::{Peer, Scheduler, Surroundings},
+    darter::{Peer, Scheduler, Surroundings, client},
+    image::noise,
+    nginx,
     process::free_address,
     target, usage,
 };
-use darter_proto::peer::{GetRequest, peer_client::PeerClient};
+use darter_proto::peer::GetRequest;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use tonic::transport::Endpoint;
 
 /// Measures a transfer on the loopback interface.
 #[derive(Debug, Parser)]
@@ -68,8 +69,7 @@ async fn run(options: &Options) -> Result<()> {
     let lab = Lab::open()?;
     let root = lab.subdir("origin")?;
     let len = options.mib << 20;
-    let mut bytes = vec![0; usize::try_from(len)?];
-    blake3::Hasher::new().update(b"transfer").finalize_xof().fill(&mut bytes);
+    let bytes = noise("transfer", usize::try_from(len)?);
     fs::write(root.join("blob"), &bytes)?;
     let sha256 = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
     let blake3 = format!("blake3:{}", blake3::hash(&bytes).to_hex());
@@ -113,24 +113,14 @@ async fn run(options: &Options) -> Result<()> {
         let costs = (0..options.repeat).map(|_| curl(&lab, &nginx, &url, check));
         add(way, costs.collect::<Result<_>>()?)?;
     }
-    let path = target::bench("transfer")?;
-    fs::write(&path, serde_json::to_string_pretty(&rows)? + "\n").context("writing transfer.json")
+    target::write_results("transfer", &rows)
 }
 
 fn nginx(lab: &Lab, root: &Path, address: SocketAddr) -> Result<Program> {
-    let (temp, root) = (lab.subdir("nginx")?, root.display());
-    let temp = temp.display();
     // Without a master one process does all the work, and its CPU time is all there is.
-    let config = format!(
-        "daemon off; master_process off; user root; pid {temp}/pid; error_log {temp}/error.log;\n\
-         events {{ worker_connections 64; }}\n\
-         http {{\n\
-         access_log off; sendfile on; tcp_nopush on;\n\
-         client_body_temp_path {temp}/a; proxy_temp_path {temp}/b; fastcgi_temp_path {temp}/c;\n\
-         uwsgi_temp_path {temp}/d; scgi_temp_path {temp}/e;\n\
-         server {{ listen {address}; root {root}; }}\n}}\n"
-    );
-    Ok(Program::new("nginx", "nginx").arg("-c").arg(lab.write("nginx/nginx.conf", &config)?))
+    let main = "master_process off;\nevents { worker_connections 64; }";
+    let http = format!("access_log off;\n  server {{ listen {address}; root {}; }}", root.display());
+    Ok(Program::new("nginx", "nginx").args(nginx::args(lab, main, &http)?))
 }
 
 /// From the store of one peer, which got the content before, to that of another one.
@@ -151,16 +141,16 @@ async fn darter(lab: &Lab, origin: SocketAddr, digest: &str, len: u64) -> Result
     let mut receiver = Peer::start(lab, "receiver", &around).await?;
     receiver.until_scheduled().await?;
     let ends = [sender.service.process.id(), receiver.service.process.id()];
-    let [sender_before, receiver_before] = ends.map(usage::cpu_seconds);
+    let [sender_before, receiver_before] = ends.map(usage::cpu_time);
     let started = Instant::now();
     complete(&receiver.control, url, digest, len).await?;
     let seconds = started.elapsed().as_secs_f64();
-    let [sender_after, receiver_after] = ends.map(usage::cpu_seconds);
+    let [sender_after, receiver_after] = ends.map(usage::cpu_time);
     let bytes = receiver.status().await?.bytes.context("no counters")?;
     ensure!(bytes.peer == len, "{} of {len} bytes came from the other peer", bytes.peer);
     let cost = Cost {
-        sender: sender_after? - sender_before?,
-        receiver: receiver_after? - receiver_before?,
+        sender: (sender_after? - sender_before?).as_secs_f64(),
+        receiver: (receiver_after? - receiver_before?).as_secs_f64(),
         seconds,
     };
     // Each run begins with empty stores.
@@ -173,14 +163,13 @@ async fn darter(lab: &Lab, origin: SocketAddr, digest: &str, len: u64) -> Result
 
 /// Reads the last byte only, which a peer gives away when everything is there and checked.
 async fn complete(control: &Path, url: &str, digest: &str, len: u64) -> Result<()> {
-    let channel = Endpoint::from_shared(format!("unix://{}", control.display()))?.connect().await?;
     let request = GetRequest {
         url: url.to_owned(),
         digest: digest.to_owned(),
         offset: len - 1,
         ..GetRequest::default()
     };
-    let mut replies = PeerClient::new(channel).get(request).await?.into_inner();
+    let mut replies = client(control).await?.get(request).await?.into_inner();
     while replies.message().await?.is_some() {}
     Ok(())
 }
@@ -188,7 +177,7 @@ async fn complete(control: &Path, url: &str, digest: &str, len: u64) -> Result<(
 /// From nginx into a file, and perhaps through `sha256sum`.
 fn curl(lab: &Lab, nginx: &Process, url: &str, check: bool) -> Result<Cost> {
     let file = lab.dir().join("fetched");
-    let before = (usage::cpu_seconds(nginx.id())?, usage::of_children()?);
+    let before = (usage::cpu_time(nginx.id())?, usage::of_children()?);
     let started = Instant::now();
     let succeed = |program: &str, args: &[&std::ffi::OsStr]| -> Result<()> {
         let output =
@@ -202,8 +191,8 @@ fn curl(lab: &Lab, nginx: &Process, url: &str, check: bool) -> Result<Cost> {
     }
     let seconds = started.elapsed().as_secs_f64();
     let cost = Cost {
-        sender: usage::cpu_seconds(nginx.id())? - before.0,
-        receiver: usage::of_children()? - before.1,
+        sender: (usage::cpu_time(nginx.id())? - before.0).as_secs_f64(),
+        receiver: (usage::of_children()? - before.1).as_secs_f64(),
         seconds,
     };
     fs::remove_file(&file)?;

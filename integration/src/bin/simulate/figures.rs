@@ -1,8 +1,7 @@
 //! What came of a run, as people and programs read it.
 
-use std::{fs, path::Path, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::{memory::Memory, scenario::Scenario, sim::Counts};
@@ -135,12 +134,4 @@ impl Figures {
             self.wall_s
         );
     }
-}
-
-/// Writes the list for programs.
-pub(crate) fn write(all: &[Figures], path: &Path) -> Result<()> {
-    let folder = path.parent().context("no folder to write to")?;
-    fs::create_dir_all(folder)?;
-    fs::write(path, serde_json::to_string_pretty(all)?)
-        .with_context(|| format!("cannot write {}", path.display()))
 }

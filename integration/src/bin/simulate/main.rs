@@ -17,12 +17,10 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Parser;
+use darter_integration::{scenario::ScenarioKind, target};
 use darter_peer::LEAF_LEN;
 
-use self::{
-    figures::Figures,
-    scenario::{Kind, Scenario},
-};
+use self::{figures::Figures, scenario::Scenario};
 
 /// With so many peers or more the plan decides about units of 1 MiB, four leaves, so that a run takes minutes.
 const MANY: u32 = 5_000;
@@ -34,8 +32,8 @@ struct Arguments {
     #[arg(long, default_value_t = 100_000)]
     peers: u32,
     /// What happens; may be given several times.
-    #[arg(long, value_enum, default_values_t = [Kind::AtOnce])]
-    scenario: Vec<Kind>,
+    #[arg(long, value_enum, default_values_t = [ScenarioKind::AtOnce])]
+    scenario: Vec<ScenarioKind>,
     /// Length of the content in MiB.
     #[arg(long, default_value_t = 256)]
     mib: u64,
@@ -73,11 +71,11 @@ fn main() -> Result<()> {
         line.print();
         figures.push(line);
     }
-    figures::write(&figures, "target/bench/simulate.json".as_ref())
+    target::write_results("simulate", &figures)
 }
 
 impl Arguments {
-    fn scenario(&self, kind: Kind) -> Scenario {
+    fn scenario(&self, kind: ScenarioKind) -> Scenario {
         let many = self.peers >= MANY;
         let unit = self.unit.map(|kib| kib << 10);
         Scenario {
@@ -88,7 +86,7 @@ impl Arguments {
             unit: unit.unwrap_or(if many { UNIT } else { u64::from(LEAF_LEN) }),
             rate: self.rate * 1_000_000 / 8,
             uploads: self.uploads,
-            racks: if kind == Kind::Racks { self.racks } else { 1 },
+            racks: if kind == ScenarioKind::Racks { self.racks } else { 1 },
             seed: self.seed,
         }
     }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use darter_integration::usage;
 use darter_proto::scheduler::{Holding, Holdings, PeerMessage, peer_message::Message as Said};
 use darter_scheduler::state::{Event, SessionId, Settings, State, Time};
 
@@ -13,10 +14,7 @@ use super::{
 
 /// Resident memory of this process in bytes.
 pub(crate) fn resident() -> Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("cannot read this process's memory")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    Ok(kib.context("/proc/self/status does not say VmRSS")? * 1024)
+    usage::resident_memory(std::process::id())
 }
 
 /// Bytes for each host, and on top of that for its part in one task.

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
+use darter_integration::scenario::ScenarioKind;
 use darter_peer::{Geometry, LEAF_LEN, LeafTable, layer::LeafEntry};
 
 /// One run.
 #[derive(Debug, Clone)]
 pub(crate) struct Scenario {
-    pub(crate) kind: Kind,
+    pub(crate) kind: ScenarioKind,
     /// Peers that want the content; a seed peer comes on top.
     pub(crate) peers: u32,
     /// Whether there is a seed peer.
@@ -25,33 +26,6 @@ pub(crate) struct Scenario {
     pub(crate) racks: u32,
     /// Equal numbers give equal runs.
     pub(crate) seed: u64,
-}
-
-/// How peers come and what happens to them; the names are those of `make bench-swarm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Kind {
-    /// All come within 100 ms.
-    AtOnce,
-    /// They come spread over half of the bound.
-    Spread,
-    /// All at once; a tenth is killed at half of the bound.
-    Churn,
-    /// All at once; one in twenty has a fifth of the rate.
-    Slow,
-    /// All at once, in racks.
-    Racks,
-}
-
-impl Kind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::AtOnce => "at-once",
-            Self::Spread => "spread",
-            Self::Churn => "churn",
-            Self::Slow => "slow",
-            Self::Racks => "racks",
-        }
-    }
 }
 
 impl Scenario {
@@ -76,7 +50,7 @@ impl Scenario {
     /// uplinks (Kumar and Ross, 2006).
     pub(crate) fn bound(&self) -> f64 {
         let (bytes, rate, peers) = (self.bytes as f64, self.rate as f64, f64::from(self.peers));
-        let slow = if self.kind == Kind::Slow { peers * SLOW * (1.0 - SLOW_RATE) } else { 0.0 };
+        let slow = if self.kind == ScenarioKind::Slow { peers * SLOW * (1.0 - SLOW_RATE) } else { 0.0 };
         (bytes / rate).max(peers * bytes / (rate * (1.0 + peers - slow)))
     }
 }

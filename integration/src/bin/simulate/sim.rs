@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use darter_integration::scenario::ScenarioKind;
 use darter_peer::{Class, Geometry, LeafSet, plan::Plan};
 use darter_proto::scheduler::{
     Fault, PeerMessage, SchedulerMessage, peer_message::Message as Said, scheduler_message::Message as Heard,
@@ -17,7 +18,7 @@ use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
 use super::{
     peer::{Peer, Showing, State, duration, id_of},
-    scenario::{self, Kind, Scenario},
+    scenario::{self, Scenario},
     uplink::{Id, Micros, Pipe, Wanted},
 };
 
@@ -156,13 +157,13 @@ impl Sim {
             if peer.is_seed {
                 continue;
             }
-            let within = if scenario.kind == Kind::Spread { half } else { AT_ONCE };
+            let within = if scenario.kind == ScenarioKind::Spread { half } else { AT_ONCE };
             peer.arrives = 1000 + rng.random_range(0..within);
-            if scenario.kind == Kind::Slow && rng.random_bool(scenario::SLOW) {
+            if scenario.kind == ScenarioKind::Slow && rng.random_bool(scenario::SLOW) {
                 peer.slow = true;
                 peer.at_rate(scenario.rate as f64 * scenario::SLOW_RATE, scenario);
             }
-            if scenario.kind == Kind::Churn && rng.random_bool(scenario::KILLED) {
+            if scenario.kind == ScenarioKind::Churn && rng.random_bool(scenario::KILLED) {
                 peer.killed_at = Some(half);
             }
         }

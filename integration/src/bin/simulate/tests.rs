@@ -1,12 +1,9 @@
-use super::{
-    figures::Figures,
-    memory::Memory,
-    scenario::{Kind, Scenario},
-    sim,
-};
+use darter_integration::scenario::ScenarioKind;
+
+use super::{figures::Figures, memory::Memory, scenario::Scenario, sim};
 
 /// A thousand peers and 16 MiB in leaves of 256 KiB.
-fn thousand(kind: Kind) -> Scenario {
+fn thousand(kind: ScenarioKind) -> Scenario {
     Scenario {
         kind,
         peers: 1000,
@@ -15,7 +12,7 @@ fn thousand(kind: Kind) -> Scenario {
         unit: 256 << 10,
         rate: 12_500_000,
         uploads: 2,
-        racks: if kind == Kind::Racks { 2 } else { 1 },
+        racks: if kind == ScenarioKind::Racks { 2 } else { 1 },
         seed: 1,
     }
 }
@@ -27,7 +24,7 @@ fn figures(scenario: &Scenario) -> Figures {
 
 #[test]
 fn a_thousand_peers_get_everything_soon_and_the_origin_is_asked_once() {
-    let figures = figures(&thousand(Kind::AtOnce));
+    let figures = figures(&thousand(ScenarioKind::AtOnce));
     // Best possible is 1.16: 64 leaves, and ten doublings until a thousand peers have the last one.
     assert!(figures.last_over_bound < 4.5, "{figures:?}");
     assert_eq!(figures.origin_copies, 1.0);
@@ -37,7 +34,7 @@ fn a_thousand_peers_get_everything_soon_and_the_origin_is_asked_once() {
 #[test]
 fn whoever_dies_the_others_get_everything_and_the_origin_is_asked_once() {
     for with_seed in [true, false] {
-        let figures = figures(&Scenario { peers: 200, with_seed, ..thousand(Kind::Churn) });
+        let figures = figures(&Scenario { peers: 200, with_seed, ..thousand(ScenarioKind::Churn) });
         // Without a seed peer the one that reads the origin may be among those that die.
         assert!(figures.origin_copies <= if with_seed { 1.0 } else { 2.0 }, "{figures:?}");
     }
@@ -45,7 +42,7 @@ fn whoever_dies_the_others_get_everything_and_the_origin_is_asked_once() {
 
 #[test]
 fn equal_seeds_give_equal_runs() {
-    let scenario = Scenario { peers: 50, ..thousand(Kind::Churn) };
+    let scenario = Scenario { peers: 50, ..thousand(ScenarioKind::Churn) };
     let [first, second] = [&scenario, &scenario].map(|scenario| sim::run(scenario).unwrap());
     assert_eq!(first.times, second.times);
     assert_eq!(first.messages_up, second.messages_up);
