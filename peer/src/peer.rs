@@ -346,6 +346,7 @@ impl Peer {
         if !changed {
             return;
         }
+        self.inner.means.sources.set_seed(seed);
         tracing::info!(seed, "the configuration gives this peer another part");
         if let Some(manager) = &self.inner.manager {
             manager.set_kind(cluster::kind(seed));

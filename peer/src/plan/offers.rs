@@ -178,8 +178,9 @@ impl Offers {
     fn next_fresh(&self) -> Option<(ChildKey, u32)> {
         let most = (self.window as usize / self.children.len().max(1)).max(2);
         let first = self.fresh.first_held(0)?;
-        let free = self.children.iter().filter(|(_, child)| child.due.len() < most);
-        let (key, child) = free.min_by_key(|(_, child)| (child.due.len(), child.turns))?;
+        let load = |child: &Child| (child.due.len(), child.turns);
+        let free = || self.children.iter().filter(|(_, child)| child.due.len() < most);
+        let (key, child) = free().min_by_key(|(_, child)| load(child))?;
         if !child.shown.contains(first) {
             return Some((*key, first));
         }
@@ -188,10 +189,8 @@ impl Offers {
         if let Some(leaf) = unseen {
             return Some((*key, leaf));
         }
-        let others = self.children.iter().filter(|(_, child)| child.due.len() < most);
-        let mut others: Vec<_> = others.filter(|(_, child)| !child.shown.contains(first)).collect();
-        others.sort_by_key(|(_, child)| (child.due.len(), child.turns));
-        others.first().map(|(key, _)| (**key, first))
+        let others = free().filter(|(_, child)| !child.shown.contains(first));
+        others.min_by_key(|(_, child)| load(child)).map(|(key, _)| (*key, first))
     }
 
     /// The leaf that fewest have been shown, and of those the last one, for an idle child that has not seen it.

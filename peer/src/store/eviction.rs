@@ -36,8 +36,7 @@ impl Record {
             return Vec::new();
         }
         let candidate = |piece: u32| {
-            let own = |leaf: &u32| state.leaves.held().contains(*leaf) && !state.leaves.is_shared(*leaf);
-            let leaves = self.geometry.piece_leaves(piece).filter(own);
+            let leaves = self.geometry.piece_leaves(piece).filter(|leaf| state.leaves.owns(*leaf));
             let bytes = leaves.map(|leaf| leaf_len(&self.geometry, leaf)).sum();
             let last_use = state.uses.get(&piece).copied().unwrap_or_default().max(self.asked());
             Candidate { record: self.clone(), piece, last_use, bytes }
@@ -52,7 +51,7 @@ impl Record {
             return Dropped::default();
         }
         let own: Vec<u32> =
-            self.geometry.piece_leaves(piece).filter(|leaf| !state.leaves.is_shared(*leaf)).collect();
+            self.geometry.piece_leaves(piece).filter(|leaf| state.leaves.owns(*leaf)).collect();
         state.drop_leaves(&self.geometry, own)
     }
 
@@ -67,10 +66,8 @@ impl Record {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file?,
         };
-        let gone = self.leaves(|leaves| {
-            let own = |leaf: &u32| leaves.held().contains(*leaf) && !leaves.is_shared(*leaf);
-            holes.iter().copied().filter(|leaf| !own(leaf)).collect::<Vec<_>>()
-        });
+        let gone = self
+            .leaves(|leaves| holes.iter().copied().filter(|leaf| !leaves.owns(*leaf)).collect::<Vec<_>>());
         for run in gone.chunk_by(|leaf, next| leaf + 1 == *next) {
             let start = run.first().and_then(|leaf| self.geometry.leaf_range(*leaf));
             let end = run.last().and_then(|leaf| self.geometry.leaf_range(*leaf));

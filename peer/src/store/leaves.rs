@@ -12,6 +12,10 @@ pub(super) const BLOCK: u32 = 256;
 const DIGEST_LEN: usize = size_of::<LeafDigest>();
 const BITMAP_LEN: usize = (BLOCK / 8) as usize;
 
+/// Which leaves of one block a row speaks of: a bit for each, the lowest of a byte first.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Bitmap([u8; BITMAP_LEN]);
+
 /// The held leaves of one task. Rows are written for blocks of [`BLOCK`] leaves that changed since the last commit.
 #[derive(Debug)]
 pub(super) struct Leaves {
@@ -57,6 +61,16 @@ impl Leaves {
     /// Whether a leaf is held whose bytes are in another task's file.
     pub(super) fn is_shared(&self, leaf: u32) -> bool {
         self.shared.contains(leaf)
+    }
+
+    /// Whether a leaf is held whose bytes are in the task's own file.
+    pub(super) fn owns(&self, leaf: u32) -> bool {
+        self.held.contains(leaf) && !self.is_shared(leaf)
+    }
+
+    /// The held leaves whose bytes are in the task's own file.
+    pub(super) fn own(&self) -> impl Iterator<Item = u32> {
+        self.held.ranges().into_iter().flatten().filter(|leaf| !self.is_shared(*leaf))
     }
 
     /// A held leaf is by reference from now on, or not any more.
@@ -119,27 +133,21 @@ impl Leaves {
     }
 
     fn shared_row(&self, block: u32) -> Vec<u8> {
-        let mut bitmap = [0u8; BITMAP_LEN];
-        for leaf in self.held_in(block).filter(|leaf| self.is_shared(*leaf)) {
-            let at = (leaf % BLOCK) as usize;
-            if let Some(byte) = bitmap.get_mut(at / 8) {
-                *byte |= 1 << (at % 8);
-            }
-        }
-        if bitmap == [0; BITMAP_LEN] { Vec::new() } else { bitmap.to_vec() }
+        let mut bitmap = Bitmap::default();
+        self.held_in(block).filter(|leaf| self.is_shared(*leaf)).for_each(|leaf| bitmap.set(leaf));
+        if bitmap == Bitmap::default() { Vec::new() } else { bitmap.0.to_vec() }
     }
 
     fn row(&self, block: u32) -> Vec<u8> {
-        let mut bitmap = [0u8; BITMAP_LEN];
+        let mut bitmap = Bitmap::default();
         let mut digests = Vec::new();
         for leaf in self.held_in(block).filter(|leaf| !self.is_shared(*leaf)) {
-            let at = (leaf % BLOCK) as usize;
-            if let (Some(byte), Some(digest)) = (bitmap.get_mut(at / 8), self.digest(leaf)) {
-                *byte |= 1 << (at % 8);
+            if let Some(digest) = self.digest(leaf) {
+                bitmap.set(leaf);
                 digests.extend_from_slice(&digest);
             }
         }
-        if digests.is_empty() { Vec::new() } else { [bitmap.as_slice(), &digests].concat() }
+        if digests.is_empty() { Vec::new() } else { [bitmap.0.as_slice(), &digests].concat() }
     }
 
     /// Adds what a row of leaves held by reference says, whose digests are known otherwise; false if it is no such row.
@@ -149,13 +157,8 @@ impl Leaves {
         row: &[u8],
         digest: impl Fn(u32) -> Option<LeafDigest>,
     ) -> bool {
-        if row.len() != BITMAP_LEN {
-            return false;
-        }
-        for (leaf, at) in block_leaves(block, u32::MAX).zip(0usize..) {
-            if row.get(at / 8).is_none_or(|byte| byte & (1 << (at % 8)) == 0) {
-                continue;
-            }
+        let Ok(bitmap) = row.try_into().map(Bitmap) else { return false };
+        for leaf in bitmap.leaves(block) {
             let Some(digest) = digest(leaf) else { return false };
             // A leaf that is in the own file needs no other's.
             if self.insert(leaf, digest) {
@@ -170,23 +173,37 @@ impl Leaves {
     pub(super) fn load(&mut self, block: u32, row: &[u8]) -> bool {
         let Some((bitmap, digests)) = row.split_first_chunk::<BITMAP_LEN>() else { return false };
         let (digests, rest) = digests.as_chunks::<DIGEST_LEN>();
-        let bits: u32 = bitmap.iter().map(|byte| byte.count_ones()).sum();
-        if !rest.is_empty() || digests.len() != bits as usize {
+        let bitmap = Bitmap(*bitmap);
+        if !rest.is_empty() || digests.len() != bitmap.count() {
             return false;
         }
-        let mut digests = digests.iter();
-        for (leaf, at) in block_leaves(block, u32::MAX).zip(0usize..) {
-            let set = bitmap.get(at / 8).is_some_and(|byte| byte & (1 << (at % 8)) != 0);
-            match if set { digests.next() } else { None } {
-                Some(digest) if leaf < self.held.leaves() => {
-                    self.insert(leaf, *digest);
-                }
-                Some(_) => return false,
-                None => {}
+        for (leaf, digest) in bitmap.leaves(block).zip(digests) {
+            if leaf >= self.held.leaves() {
+                return false;
             }
+            self.insert(leaf, *digest);
         }
         self.dirty.remove(&block);
         true
+    }
+}
+
+impl Bitmap {
+    fn set(&mut self, leaf: u32) {
+        let at = (leaf % BLOCK) as usize;
+        if let Some(byte) = self.0.get_mut(at / 8) {
+            *byte |= 1 << (at % 8);
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.0.iter().map(|byte| byte.count_ones() as usize).sum()
+    }
+
+    /// The leaves whose bits are set, if this is the bitmap of `block`.
+    fn leaves(&self, block: u32) -> impl Iterator<Item = u32> {
+        let set = |at: usize| self.0.get(at / 8).is_some_and(|byte| byte & (1 << (at % 8)) != 0);
+        block_leaves(block, u32::MAX).zip(0..).filter(move |(_, at)| set(*at)).map(|(leaf, _)| leaf)
     }
 }
 

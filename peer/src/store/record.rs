@@ -429,9 +429,7 @@ impl Record {
 
 impl State {
     fn count_bytes(&mut self, geometry: &Geometry) {
-        let held = self.leaves.held().ranges().into_iter().flatten();
-        let held = held.filter(|leaf| !self.leaves.is_shared(*leaf));
-        self.held_bytes = held.map(|leaf| leaf_len(geometry, leaf)).sum();
+        self.held_bytes = self.leaves.own().map(|leaf| leaf_len(geometry, leaf)).sum();
     }
 
     pub(super) fn drop_leaves(

@@ -53,9 +53,9 @@ fn recover_task(directory: &Directory, mut task: LoadedTask) -> Result<Option<(R
         Err(e) if e.kind() == io::ErrorKind::NotFound => 0,
         Err(e) => return Err(StoreError::io("look at", path)(e)),
     };
-    let held: Vec<u32> = task.leaves.held().ranges().into_iter().flatten().collect();
+    let own: Vec<u32> = task.leaves.own().collect();
     let mut corrected = false;
-    for leaf in held.into_iter().filter(|leaf| !task.leaves.is_shared(*leaf)).collect::<Vec<_>>() {
+    for leaf in own {
         if task.geometry.leaf_range(leaf).is_none_or(|range| range.end > file_len) {
             corrected |= task.leaves.remove(leaf);
         }

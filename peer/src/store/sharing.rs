@@ -38,12 +38,36 @@ impl Owned {
     fn owner(&self) -> Option<Arc<Record>> {
         self.owner.upgrade().filter(|owner| owner.owns(self.leaf))
     }
+
+    /// A record refers to the bytes with a leaf of its own. Forgets those that are gone.
+    fn lend(&mut self, sharer: &Arc<Record>, leaf: u32) {
+        let sharer = Arc::downgrade(sharer);
+        self.sharers.retain(|(other, its_leaf)| {
+            other.strong_count() > 0 && (*its_leaf != leaf || !other.ptr_eq(&sharer))
+        });
+        self.sharers.push((sharer, leaf));
+    }
+}
+
+impl Owners {
+    /// The record that is known as the owner of a leaf with this digest, and as which of its leaves. It may have dropped it
+    /// just now.
+    fn find(&self, digest: &LeafDigest) -> Option<(Arc<Record>, u32)> {
+        let owners = self.by_digest.lock();
+        let owned = owners.get(digest)?;
+        Some((owned.owner.upgrade()?, owned.leaf))
+    }
 }
 
 impl Record {
     /// Whether the leaf's bytes are in the record's own file.
     pub(super) fn owns(&self, leaf: u32) -> bool {
-        self.leaves(|leaves| leaves.held().contains(leaf) && !leaves.is_shared(leaf))
+        self.leaves(|leaves| leaves.owns(leaf))
+    }
+
+    /// The leaves whose bytes are in the record's own file.
+    fn own_leaves(&self) -> Vec<u32> {
+        self.leaves(|leaves| leaves.own().collect())
     }
 
     /// Whether the leaf is held by reference.
@@ -83,7 +107,7 @@ impl Inner {
         let adopted = record.adopt(leaf, digest) && {
             let mut owners = self.owners.by_digest.lock();
             let owned = owners.get_mut(&digest).filter(|owned| owned.owner().is_some());
-            let registered = owned.map(|owned| owned.sharers.push((Arc::downgrade(record), leaf))).is_some();
+            let registered = owned.map(|owned| owned.lend(record, leaf)).is_some();
             drop(owners);
             if !registered {
                 record.drop_leaves([leaf]);
@@ -100,9 +124,9 @@ impl Inner {
 
     /// A new file has all its leaves: others may refer to them.
     pub(super) fn own_all(&self, record: &Arc<Record>) {
-        (0..record.geometry.leaves())
-            .filter(|leaf| record.owns(*leaf))
-            .for_each(|leaf| self.own(record, leaf));
+        for leaf in record.own_leaves() {
+            self.own(record, leaf);
+        }
     }
 
     /// Gives up the bytes of leaves that others have, of a record that nobody knows yet: nobody reads them just now.
@@ -112,7 +136,7 @@ impl Inner {
             let Some(digest) = record.table_digest(leaf) else { continue };
             let Some((owner, _)) = self.pinned_owner(&digest) else { continue };
             if let Some(owned) = self.owners.by_digest.lock().get_mut(&digest) {
-                owned.sharers.push((Arc::downgrade(record), leaf));
+                owned.lend(record, leaf);
                 let dropped = record.share(leaf);
                 self.room.dropped(dropped);
                 self.metrics.shared.inc_by(dropped.held);
@@ -152,7 +176,7 @@ impl Inner {
                 .filter(|leaf| {
                     let digest = record.table_digest(*leaf);
                     let owned = digest.and_then(|digest| owners.get_mut(&digest));
-                    owned.map(|owned| owned.sharers.push((Arc::downgrade(record), *leaf))).is_none()
+                    owned.map(|owned| owned.lend(record, *leaf)).is_none()
                 })
                 .collect();
             drop(owners);
@@ -178,11 +202,7 @@ impl Inner {
     }
 
     fn pinned_owner(&self, digest: &LeafDigest) -> Option<(Arc<Record>, u32)> {
-        let (owner, leaf) = {
-            let owners = self.owners.by_digest.lock();
-            let owned = owners.get(digest)?;
-            (owned.owner.upgrade()?, owned.leaf)
-        };
+        let (owner, leaf) = self.owners.find(digest)?;
         owner.pin();
         if owner.owns(leaf) {
             return Some((owner, leaf));
@@ -193,14 +213,8 @@ impl Inner {
 
     /// The bytes of a leaf that a record holds by reference were used.
     pub(super) fn touch_owner(&self, record: &Record, leaf: u32, now: u64) {
-        let Some(digest) = record.table_digest(leaf) else { return };
-        let owned = self
-            .owners
-            .by_digest
-            .lock()
-            .get(&digest)
-            .and_then(|owned| Some((owned.owner.upgrade()?, owned.leaf)));
-        if let Some((owner, leaf)) = owned {
+        let owner = record.table_digest(leaf).and_then(|digest| self.owners.find(&digest));
+        if let Some((owner, leaf)) = owner {
             owner.touch_leaf(leaf, now);
         }
     }
@@ -249,9 +263,7 @@ impl Inner {
 
     /// Before a record is removed: hands its bytes to those who refer to them. What cannot be handed over is lost to them.
     pub(super) fn bequeath(&self, record: &Arc<Record>) {
-        let held = record.leaves(|leaves| leaves.held().ranges());
-        let own: Vec<u32> = held.into_iter().flatten().filter(|leaf| record.owns(*leaf)).collect();
-        let handed = own.into_iter().filter(|leaf| match self.hand_over(record, *leaf) {
+        let handed = record.own_leaves().into_iter().filter(|leaf| match self.hand_over(record, *leaf) {
             Ok(handed) => handed,
             Err(error) => {
                 tracing::warn!(task = %record.id, leaf, %error, "store: a leaf that others share is lost");
@@ -300,5 +312,28 @@ impl Inner {
             }
         }
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TaskId;
+
+    #[test]
+    fn sharers_that_are_gone_are_forgotten_and_others_count_once() {
+        let record = || {
+            let id = TaskId::parse("url:1").unwrap();
+            Arc::new(Record::new(id, Geometry::Fixed { len: 1 }, 0, "content".into()))
+        };
+        let mut owned = Owned { owner: Weak::new(), leaf: 0, sharers: Vec::new() };
+        let stays = record();
+        for _ in 0..3 {
+            owned.lend(&stays, 0);
+            owned.lend(&record(), 0);
+        }
+        owned.lend(&stays, 1);
+        let leaves: Vec<u32> = owned.sharers.iter().map(|(_, leaf)| *leaf).collect();
+        assert_eq!(leaves, [0, 1]);
     }
 }

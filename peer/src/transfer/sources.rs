@@ -1,6 +1,12 @@
 //! The tasks of which this host is the source.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 
@@ -9,7 +15,7 @@ use crate::TaskId;
 /// Tasks that are read from the origin here, or that this host serves as a seed peer. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
-    seed: bool,
+    seed: Arc<AtomicBool>,
     reading: Arc<Mutex<HashMap<TaskId, usize>>>,
 }
 
@@ -23,7 +29,12 @@ pub struct Reading {
 impl Sources {
     /// No task is read yet; a seed peer is the source of all that it serves.
     pub fn new(seed: bool) -> Self {
-        Self { seed, reading: Arc::default() }
+        Self { seed: Arc::new(AtomicBool::new(seed)), reading: Arc::default() }
+    }
+
+    /// This host becomes a seed peer, or an ordinary one; that holds for children that come from now on.
+    pub(crate) fn set_seed(&self, seed: bool) {
+        self.seed.store(seed, Ordering::Relaxed);
     }
 
     /// This host begins to read a task from the origin.
@@ -34,7 +45,7 @@ impl Sources {
 
     /// Whether this host is the source of a task.
     pub(super) fn contains(&self, task: &TaskId) -> bool {
-        self.seed || self.reading.lock().contains_key(task)
+        self.seed.load(Ordering::Relaxed) || self.reading.lock().contains_key(task)
     }
 }
 
@@ -47,5 +58,27 @@ impl Drop for Reading {
                 reading.remove(&self.task);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_the_source_of_what_it_reads_and_as_a_seed_of_everything() {
+        let sources = Sources::new(false);
+        let [read, other] = ["url:1", "url:2"].map(|task| TaskId::parse(task).unwrap());
+        let readings = [sources.reads(&read), sources.reads(&read)];
+        assert!(sources.contains(&read) && !sources.contains(&other));
+        let in_the_server = sources.clone();
+        sources.set_seed(true);
+        assert!(in_the_server.contains(&other));
+        sources.set_seed(false);
+        let [first, last] = readings;
+        drop(first);
+        assert!(in_the_server.contains(&read));
+        drop(last);
+        assert!(!in_the_server.contains(&read));
     }
 }

@@ -50,24 +50,31 @@ fn impatient() -> TransferConfig {
     TransferConfig { progress_timeout: Duration::from_millis(300), ..TransferConfig::default() }
 }
 
-/// What a child makes of a parent that, asked for leaf 0, sends `answer` and then nothing more.
-async fn reaction(answer: &[u8]) -> String {
-    let (fake, mut child) = (Fake::start().await, Child::with(&impatient()));
-    let answer = answer.to_vec();
-    let parent = async {
-        let mut stream = fake.asked().await;
-        stream.write_all(&answer).await.unwrap();
-        // The child closes the connection.
-        let mut rest = Vec::new();
-        timeout(GUARD, stream.read_to_end(&mut rest)).await.unwrap().ok();
-    };
+/// Why a child that asks for leaf 0 gives up a parent that behaves like `parent`.
+async fn given_up(fake: &Fake, mut child: Child, parent: impl Future<Output = ()>) -> String {
     let reason = async {
         let subscription = child.subscribe(fake.address, 1).await;
         subscription.request(0..1, Class::Stream);
         child.gone().await
     };
-    let ((), reason) = tokio::join!(parent, reason);
-    reason
+    tokio::join!(parent, reason).1
+}
+
+/// Waits until the child closes the connection.
+async fn closed(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    timeout(GUARD, stream.read_to_end(&mut rest)).await.unwrap().ok();
+}
+
+/// What a child makes of a parent that, asked for leaf 0, sends `answer` and then nothing more.
+async fn reaction(answer: &[u8]) -> String {
+    let fake = Fake::start().await;
+    let parent = async {
+        let mut stream = fake.asked().await;
+        stream.write_all(answer).await.unwrap();
+        closed(&mut stream).await;
+    };
+    given_up(&fake, Child::with(&impatient()), parent).await
 }
 
 fn encoded(frame: &Frame) -> Vec<u8> {
@@ -118,40 +125,29 @@ async fn a_parent_that_stands_still_is_given_up() {
 
 #[tokio::test]
 async fn a_frozen_parent_is_given_up_long_before_a_slow_one() {
-    // With the usual patience for one that answers.
-    let (fake, mut child) = (Fake::start().await, Child::new());
+    let fake = Fake::start().await;
     let parent = async {
         let mut stream = fake.asked().await;
         // It lives, but the leaf takes a while.
         assert_eq!(read_frame(&mut stream).await.unwrap(), Frame::Ping);
         send(&mut stream, Frame::Pong).await;
         assert_eq!(read_frame(&mut stream).await.unwrap(), Frame::Ping);
-        let mut rest = Vec::new();
-        timeout(GUARD, stream.read_to_end(&mut rest)).await.unwrap().ok();
+        closed(&mut stream).await;
     };
-    let reason = async {
-        let subscription = child.subscribe(fake.address, 1).await;
-        subscription.request(0..1, Class::Stream);
-        child.gone().await
-    };
-    let ((), reason) = tokio::join!(parent, reason);
+    // With the usual patience for one that answers.
+    let reason = given_up(&fake, Child::new(), parent).await;
     assert!(reason.contains("no sign of life"), "{reason}");
 }
 
 #[tokio::test]
 async fn a_leaf_that_breaks_off_is_no_leaf() {
-    let (fake, mut child) = (Fake::start().await, Child::new());
+    let fake = Fake::start().await;
     let parent = async {
         let mut stream = fake.asked().await;
         send(&mut stream, Frame::Leaf { stream: 1, leaf: 0, len: 1000 }).await;
         stream.write_all(&[0; 999]).await.unwrap();
     };
-    let reason = async {
-        let subscription = child.subscribe(fake.address, 1).await;
-        subscription.request(0..1, Class::Stream);
-        child.gone().await
-    };
-    let ((), reason) = tokio::join!(parent, reason);
+    let reason = given_up(&fake, Child::new(), parent).await;
     assert!(reason.contains("within a leaf"), "{reason}");
 }
 
