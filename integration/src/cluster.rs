@@ -45,6 +45,7 @@ pub struct ClusterBuilder {
     manager: bool,
     docker_hub: bool,
     links: bool,
+    mounts: Vec<&'static str>,
 }
 
 // === impl ClusterBuilder ===
@@ -80,6 +81,12 @@ impl ClusterBuilder {
         self
     }
 
+    /// Has each node mount lazy layers in a way of its own, as `snapshotter.mount` has it; the rest choose by themselves.
+    pub fn mounting(mut self, mounts: &[&'static str]) -> Self {
+        self.mounts = mounts.to_owned();
+        self
+    }
+
     /// Starts everything and waits until it is ready and the scheduler knows all peers.
     pub async fn start(self, lab: &Lab) -> Result<Cluster> {
         let registry = Registry::start(lab).await?;
@@ -104,6 +111,7 @@ impl ClusterBuilder {
         let mut seed = if self.seed { Some(Peer::start_seed(lab, "seed", &around).await?) } else { None };
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
+            let around = Surroundings { mount: self.mounts.get(number - 1).copied(), ..around.clone() };
             nodes.push(Node::start(lab, &format!("node{number}"), &around).await?);
         }
         if scheduler.is_some() {
@@ -120,7 +128,15 @@ impl ClusterBuilder {
 impl Cluster {
     /// A cluster with a manager, a scheduler, a seed peer and this many nodes.
     pub fn with_nodes(nodes: usize) -> ClusterBuilder {
-        ClusterBuilder { nodes, seed: true, scheduler: true, manager: true, docker_hub: false, links: false }
+        ClusterBuilder {
+            nodes,
+            seed: true,
+            scheduler: true,
+            manager: true,
+            docker_hub: false,
+            links: false,
+            mounts: Vec::new(),
+        }
     }
 
     /// The seed peer.

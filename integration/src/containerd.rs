@@ -203,6 +203,18 @@ impl Containerd {
         read
     }
 
+    /// Where containerd has mounted the root file system of a running container.
+    pub fn root_of(&self, id: &str) -> PathBuf {
+        let tasks = self.dir.join("state/io.containerd.runtime.v2.task");
+        tasks.join(self.namespace()).join(self.container(id)).join("rootfs")
+    }
+
+    /// Reads the whole root file system of a running container.
+    pub async fn root_fs_of(&self, id: &str) -> Result<RootFs> {
+        let root = self.root_of(id);
+        tokio::task::spawn_blocking(move || RootFs::read(&root)).await?
+    }
+
     /// Mounts, read-only, the root file system that a container of the image sees, from the layers that this snapshotter
     /// has.
     pub async fn mount_root(&self, snapshotter: &str, image: &Image, target: &Path) -> Result<()> {

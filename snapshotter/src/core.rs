@@ -1,6 +1,11 @@
 //! The snapshotter's operations: ordinary snapshots, lazy layers, and which of the two a request gets.
 
-use std::{collections::VecDeque, io, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    io,
+    path::PathBuf,
+    sync::Arc,
+};
 
 use darter_proto::snapshots::Mount;
 use futures_util::future::try_join_all;
@@ -289,7 +294,7 @@ impl Core {
         let parents = blocking(move || snapshots.parents(&parent)).await?;
         let dirs = try_join_all(parents.into_iter().map(|parent| self.dir(parent))).await?;
         if dirs.iter().all(|(_, implied)| implied.is_none()) {
-            return Ok(dirs.into_iter().map(|(dir, _)| dir).collect());
+            return Ok(once(dirs.into_iter().map(|(dir, _)| dir)));
         }
         let describing = self.describing.clone();
         blocking(move || {
@@ -297,6 +302,7 @@ impl Core {
             stack(dirs).map_err(SnapshotError::io("cannot describe the directories that a layer lacks"))
         })
         .await
+        .map(once)
     }
 
     /// Where a parent's content is, and where the attributes are or will be of the directories that it implies.
@@ -334,6 +340,13 @@ fn stack(dirs: Vec<(PathBuf, Option<PathBuf>)>) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(stacked.into())
+}
+
+/// Each directory where it is nearest: overlayfs refuses one that it has already, as a layer that an image has twice would
+/// be. Nothing changes without the further one, because all that it has is hidden by the nearer one.
+fn once(dirs: impl IntoIterator<Item = PathBuf>) -> Vec<PathBuf> {
+    let mut seen = HashSet::new();
+    dirs.into_iter().filter(|dir| seen.insert(dir.clone())).collect()
 }
 
 /// Whether a layer belongs on this parent, as far as the parent says which chain it is.

@@ -60,6 +60,11 @@ impl Dirs {
         self.dir(id).join("fs")
     }
 
+    /// Whether this is the directory of an ordinary snapshot.
+    pub(super) fn have(&self, dir: &Path) -> bool {
+        dir.starts_with(&self.snapshots)
+    }
+
     /// overlayfs' work directory.
     pub(super) fn work(&self, id: u64) -> PathBuf {
         self.dir(id).join("work")

@@ -171,8 +171,15 @@ impl Snapshots {
     }
 
     /// The directories that an active snapshot's or a view's mounts are made of; `lower` are its parents' directories.
-    pub(crate) fn layout(&self, record: &Record, lower: Vec<PathBuf>) -> Layout {
+    pub(crate) fn layout(&self, record: &Record, mut lower: Vec<PathBuf>) -> Layout {
         let (upper, work) = (self.dirs.fs(record.id), self.dirs.work(record.id));
+        if let (Kind::View, [layer]) = (record.kind, lower.as_slice())
+            && !self.dirs.have(layer)
+        {
+            // A mounted layer is no root file system by itself: it shows whiteouts, and EROFS refuses fsync. overlayfs
+            // needs a second lower directory, and the view's own is empty.
+            lower.push(upper.clone());
+        }
         let options = idmap::options(&record.labels);
         Layout { kind: record.kind, upper, work, lower, options }
     }

@@ -45,6 +45,8 @@ macro_rules! with_both_mounts {
 with_both_mounts! {
     the_mounted_tree_is_what_tar_would_unpack,
     layers_are_stacked_and_written_over,
+    a_layer_that_an_image_has_twice_is_stacked_once,
+    a_view_of_one_layer_is_like_an_unpacked_one,
     a_read_waits_for_its_leaves_and_only_for_them,
     a_read_that_waits_too_long_fails_and_a_later_one_succeeds,
     a_complete_layer_needs_nobody_after_a_restart,
@@ -181,6 +183,44 @@ async fn layers_are_stacked_and_written_over(home: Home) {
     assert_eq!(size as u64, raw_len + index_len + table_len);
     assert_eq!(daemon.snapshotter.status().iter().filter(|layer| layer.mounted).count(), 3);
     drop(active);
+    daemon.stop().await;
+}
+
+async fn a_layer_that_an_image_has_twice_is_stacked_once(home: Home) {
+    let peer = Arc::new(FakePeer::default());
+    let twice = layer(&[("dir/file", b"twice"), (".wh.other", b"")]);
+    let between = layer(&[("dir/file", b"between"), ("dir/more", b"between"), ("other", b"between")]);
+    let empty = layer(&[]);
+    let layers = vec![twice.clone(), twice.clone(), empty.clone(), between, twice, empty.clone(), empty];
+    let image = Image::publish(&peer, layers);
+    let daemon = Daemon::start(&home.config(), peer).await;
+    let top = image.pull(&daemon).await;
+    for mounts in [daemon.prepare("container", &top).await, daemon.view("view", &top).await] {
+        let root = mounted(&home, mounts).await;
+        assert_eq!(read(root.path().join("dir/file")).await.unwrap(), b"twice");
+        assert_eq!(read(root.path().join("dir/more")).await.unwrap(), b"between");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+    }
+    daemon.stop().await;
+}
+
+async fn a_view_of_one_layer_is_like_an_unpacked_one(home: Home) {
+    let peer = Arc::new(FakePeer::default());
+    let image = Image::publish(&peer, vec![layer(&[("dir/file", b"1"), (".wh.gone", b"")])]);
+    let daemon = Daemon::start(&home.config(), peer).await;
+    let top = image.pull(&daemon).await;
+    let view = mounted(&home, daemon.view("view", &top).await).await;
+    let path = view.path().to_owned();
+    let looks = move || {
+        for synced in [path.clone(), path.join("dir"), path.join("dir/file")] {
+            File::open(synced).unwrap().sync_all().unwrap();
+        }
+        assert_eq!(tree(&path).into_keys().collect::<Vec<_>>(), ["dir", "dir/file"]);
+        File::create(path.join("new")).unwrap_err()
+    };
+    let refused = tokio::task::spawn_blocking(looks).await.unwrap();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnlyFilesystem);
+    drop(view);
     daemon.stop().await;
 }
 
