@@ -6,9 +6,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Digest, LeafDigest, digest::leaf_digest, task::PIECE_LEN};
 
+/// Which rules a layer was made by: how raw is cut, how leaves are stored, what the index says and how.
+///
+/// What was made by other rules than this program's is unknown to it, on the wire and on disk: the layer is made again.
+/// Raise [`Self::CURRENT`] with every change after which a blob becomes another layer, or is to be read differently.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct LayerFormat;
+
+/// A layer that was made by another version of this program.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the layer has format {0}, and this version knows only {current}", current = LayerFormat::CURRENT)]
+pub struct OtherLayerFormat(u32);
+
+impl LayerFormat {
+    /// Its number.
+    pub const CURRENT: u32 = 1;
+}
+
+impl TryFrom<u32> for LayerFormat {
+    type Error = OtherLayerFormat;
+
+    fn try_from(number: u32) -> Result<Self, OtherLayerFormat> {
+        if number == Self::CURRENT { Ok(Self) } else { Err(OtherLayerFormat(number)) }
+    }
+}
+
+impl From<LayerFormat> for u32 {
+    fn from(_: LayerFormat) -> Self {
+        LayerFormat::CURRENT
+    }
+}
+
 /// What a seed peer publishes of a layer once it has checked both digests of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerDescriptor {
+    /// How it was made.
+    pub format: LayerFormat,
     /// Digest of the blob as the registry has it.
     pub blob: Digest,
     /// SHA-256 of the raw tar, as in the image's config.
@@ -265,6 +299,24 @@ mod tests {
             digest: leaf_digest(&stored.to_le_bytes()),
         });
         LeafTable::new(entries.collect()).unwrap()
+    }
+
+    #[test]
+    fn a_layer_of_another_format_is_unknown() {
+        let digest = Digest::sha256(b"");
+        let [blob, diff_id, index, table] = std::array::from_fn(|_| digest.clone());
+        let (raw_len, index_len, table_len) = (0, 0, 0);
+        let format = LayerFormat;
+        let ours = LayerDescriptor { format, blob, diff_id, raw_len, index, index_len, table, table_len };
+        let json = serde_json::to_value(&ours).unwrap();
+        assert_eq!(serde_json::from_value::<LayerDescriptor>(json.clone()).unwrap(), ours);
+        let mut other = json.clone();
+        other["format"] = (LayerFormat::CURRENT + 1).into();
+        let error = serde_json::from_value::<LayerDescriptor>(other).unwrap_err();
+        assert!(error.to_string().contains("format 2"), "{error}");
+        let mut older = json;
+        older.as_object_mut().unwrap().remove("format");
+        serde_json::from_value::<LayerDescriptor>(older).unwrap_err();
     }
 
     proptest! {

@@ -12,8 +12,8 @@ use tokio::{sync::watch, time::timeout};
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::{
-    Class, Content, Digest, Geometry, LayerDescriptor, LayerMaker, LeafSink, LeafTable, MadeLayer, MakeError,
-    Peer, TaskError, TaskId, Want,
+    Class, Content, Digest, Geometry, LayerDescriptor, LayerFormat, LayerMaker, LeafSink, LeafTable,
+    MadeLayer, MakeError, Peer, TaskError, TaskId, Want,
     content::blocking,
     origin::Source,
     store::{Entry, Stage, Store},
@@ -314,6 +314,7 @@ fn make_into(
     let MadeLayer { diff_id, raw_len, index, table } = made;
     let encoded = table.encode();
     let descriptor = LayerDescriptor {
+        format: LayerFormat,
         blob: digest,
         diff_id,
         raw_len,

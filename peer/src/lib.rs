@@ -30,7 +30,7 @@ pub use config::Config;
 pub use content::{BySource, Content};
 pub use digest::{Digest, LeafDigest};
 pub use error::TaskError;
-pub use layer::{LayerDescriptor, LayerMaker, LeafSink, LeafTable, MadeLayer, MakeError};
+pub use layer::{LayerDescriptor, LayerFormat, LayerMaker, LeafSink, LeafTable, MadeLayer, MakeError};
 pub use layers::{Layer, LayerWant};
 pub use leaf_set::LeafSet;
 pub use limits::{Bucket, Limits, LimitsConfig};

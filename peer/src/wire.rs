@@ -3,7 +3,7 @@
 use darter_proto::scheduler as proto;
 use http::{HeaderName, HeaderValue};
 
-use crate::{Digest, LayerDescriptor, TaskId, origin::Source};
+use crate::{Digest, LayerDescriptor, LayerFormat, TaskId, origin::Source};
 
 /// A message whose contents make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,6 +18,7 @@ impl Malformed {
 
 pub(crate) fn layer_to_proto(layer: &LayerDescriptor) -> proto::LayerDescriptor {
     proto::LayerDescriptor {
+        format: layer.format.into(),
         blob: layer.blob.to_string(),
         diff_id: layer.diff_id.to_string(),
         raw_len: layer.raw_len,
@@ -31,6 +32,7 @@ pub(crate) fn layer_to_proto(layer: &LayerDescriptor) -> proto::LayerDescriptor 
 pub(crate) fn layer_from_proto(layer: &proto::LayerDescriptor) -> Result<LayerDescriptor, Malformed> {
     let digest = |text: &str| text.parse::<Digest>().map_err(Malformed::of);
     Ok(LayerDescriptor {
+        format: LayerFormat::try_from(layer.format).map_err(Malformed::of)?,
         blob: digest(&layer.blob)?,
         diff_id: digest(&layer.diff_id)?,
         raw_len: layer.raw_len,

@@ -93,8 +93,9 @@ impl State {
     ) {
         match result {
             Ok(descriptor) => {
-                if self.add_layer(host, &descriptor) {
-                    self.finish_layer(blob, Ok(&descriptor));
+                self.add_layer(host, &descriptor);
+                if let Some(served) = self.served_layer(blob) {
+                    self.finish_layer(blob, Ok(&served));
                 }
             }
             Err(failure) => {
@@ -235,21 +236,22 @@ impl State {
         parts.into_iter().all(held).then(|| descriptor.clone())
     }
 
-    /// A host has just made a layer, so it holds all parts of it. Returns whether the descriptor is in force.
-    fn add_layer(&mut self, host: HostKey, descriptor: &Descriptor) -> bool {
+    /// A host has just made a layer, so it holds all parts of it.
+    fn add_layer(&mut self, host: HostKey, descriptor: &Descriptor) {
         if !self.know_layer(host, descriptor) {
-            return false;
+            return;
         }
         let leaves = TaskId::of_leaves(&descriptor.table);
         for part in [&descriptor.index, &descriptor.table, &leaves] {
             self.join(host, part, |task, world| task.complete(world, host));
         }
-        true
     }
 
-    /// Takes a descriptor up. Making a layer is deterministic, so all who made it say the same; otherwise a seed
-    /// peer's word counts more than another's. Returns whether the descriptor is in force.
+    /// Takes a descriptor up. Making a layer is deterministic, so all who made it say the same, unless they have other
+    /// versions; then a seed peer's word counts more than another's, as long as what it said is served. Returns whether
+    /// the descriptor is in force.
     fn know_layer(&mut self, key: HostKey, descriptor: &Descriptor) -> bool {
+        let served = self.served_layer(&descriptor.blob).is_some();
         let Some(host) = self.world.hosts.get_mut(key) else { return false };
         if host.layers.len() >= MAX_PER_HOST && !host.layers.contains(&descriptor.blob) {
             let host = host.id.clone();
@@ -261,7 +263,8 @@ impl State {
         let known = self.layers.known.entry(descriptor.blob.clone()).or_insert_with(new);
         if known.descriptor != *descriptor {
             let hosts = &self.world.hosts;
-            if !hosts.is_seed(key) || known.holders.iter().any(|holder| hosts.is_seed(*holder)) {
+            let by_seed = known.holders.iter().any(|holder| hosts.is_seed(*holder));
+            if !hosts.is_seed(key) || (served && by_seed) {
                 without_layer(&mut self.world.hosts, key, &descriptor.blob);
                 return false;
             }

@@ -3,7 +3,7 @@
 use std::{fs, io, sync::Arc};
 
 use bytes::Bytes;
-use darter_peer::{Class, Digest, LayerDescriptor, LayerMaker, LeafSink, MadeLayer, TaskError};
+use darter_peer::{Class, Digest, LayerDescriptor, LayerFormat, LayerMaker, LeafSink, MadeLayer, TaskError};
 use futures_util::future::{BoxFuture, ready};
 
 use super::{LayerRef, Layers};
@@ -72,6 +72,7 @@ pub(crate) fn open_layer(tar: &[u8]) -> io::Result<(LayerRef, OpenLayer)> {
     let MadeLayer { diff_id, raw_len, index, table } = made;
     let blob = Digest::sha256(tar);
     let descriptor = LayerDescriptor {
+        format: LayerFormat,
         blob: blob.clone(),
         diff_id: diff_id.clone(),
         raw_len,

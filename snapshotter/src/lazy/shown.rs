@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use darter_peer::{Digest, LayerDescriptor, MadeLayer, TaskError};
+use darter_peer::{Digest, LayerDescriptor, LayerFormat, MadeLayer, TaskError};
 use futures_util::future::{BoxFuture, pending, ready};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -37,6 +37,7 @@ impl Shown {
     pub(crate) fn new(made: &MadeLayer, raw: &[u8]) -> Self {
         let dir = TempDir::new().unwrap();
         let descriptor = LayerDescriptor {
+            format: LayerFormat,
             blob: made.diff_id.clone(),
             diff_id: made.diff_id.clone(),
             raw_len: made.raw_len,

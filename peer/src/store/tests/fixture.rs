@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use tempfile::TempDir;
 
 use crate::{
-    Geometry, LEAF_LEN, LayerDescriptor, LeafTable, TaskId,
+    Geometry, LEAF_LEN, LayerDescriptor, LayerFormat, LeafTable, TaskId,
     digest::{Digest, leaf_digest},
     layer::LeafEntry,
     store::{Entry, Store, StoreConfig, StoreError},
@@ -109,6 +109,7 @@ pub(super) fn small(bytes: &[u8]) -> TaskId {
 pub(super) fn descriptor(index: &[u8], leaves: &Sample) -> LayerDescriptor {
     let table = leaves.table().encode();
     LayerDescriptor {
+        format: LayerFormat,
         blob: Digest::sha256(index),
         diff_id: Digest::sha256(&table),
         raw_len: leaves.table().raw_len(),

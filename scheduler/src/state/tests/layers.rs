@@ -4,6 +4,7 @@ const BLOB: &str = "sha256:b10b";
 
 fn descriptor() -> proto::LayerDescriptor {
     proto::LayerDescriptor {
+        format: 1,
         blob: BLOB.into(),
         diff_id: "sha256:d1ff".into(),
         raw_len: 100,
@@ -159,4 +160,26 @@ fn a_layer_that_takes_too_long_is_not_waited_for() {
     assert_eq!(asked_to_make(&mut driver, &[seed]), [seed]);
     driver.pass(601_000);
     assert_eq!(answer(&mut driver, peer), Some(Err(Kind::NotFound)));
+}
+
+#[test]
+fn seeds_of_two_versions_make_two_layers_and_the_one_that_is_served_counts() {
+    let mut driver = Driver::new();
+    let (seeds, peer) = (["s", "t"].map(|id| driver.seed(id)), driver.peer("a"));
+    driver.say(peer, wants_layer(""));
+    let newer = asked_to_make(&mut driver, &seeds)[0];
+    let older = if newer == seeds[0] { seeds[1] } else { seeds[0] };
+    driver.say(older, held_by_restart());
+    assert_eq!(answer(&mut driver, peer), Some(Ok(descriptor())));
+    let (index, table) = ("blake3:2d".into(), "blake3:7ab1f".into());
+    let other = proto::LayerDescriptor { format: 2, index, table, ..descriptor() };
+    driver.say(newer, made(other.clone()));
+    driver.say(peer, wants_layer(""));
+    assert_eq!(answer(&mut driver, peer), Some(Ok(descriptor())));
+
+    driver.say(older, said::Message::Dropped(proto::Dropped { tasks: vec!["leaves:7ab1e".into()] }));
+    driver.say(peer, wants_layer(""));
+    assert_eq!(asked_to_make(&mut driver, &seeds), [newer]);
+    driver.say(newer, made(other.clone()));
+    assert_eq!(answer(&mut driver, peer), Some(Ok(other)));
 }
