@@ -3,10 +3,12 @@
 //! A layer's index is mounted as EROFS ([`erofs`]); the files in it point into one flat file, the layer's raw tar, that
 //! a FUSE file system serves ([`fuse`]). So the kernel answers everything about names and attributes by itself, and the
 //! node is asked for ranges of raw bytes only ([`layer`]), which it keeps in a sparse file ([`raw`]) and completes in
-//! the background ([`fill`]); who reads on in order finds the next ones there ([`ahead`]). Where the kernel cannot do that,
-//! the FUSE file system shows the layer's tree itself, out of the index ([`index`]). What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody.
-//! A complete layer is mounted without FUSE from then on.
-//! While the daemon is away the [`keeper`] holds the file system, so that reads wait for the next daemon.
+//! the background ([`fill`]); who reads on in order finds the next ones there ([`ahead`]). Where the kernel cannot do
+//! that, the FUSE file system shows the layer's tree itself, out of the index ([`index`]). A complete layer is mounted
+//! without FUSE from then on ([`mounting`]).
+//!
+//! What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody. While the daemon is away
+//! the [`keeper`] holds the file system, so that reads wait for the next daemon, which takes it over ([`opening`]).
 
 mod ahead;
 mod erofs;
@@ -17,6 +19,8 @@ mod index;
 pub mod keeper;
 mod known;
 mod layer;
+mod mounting;
+mod opening;
 mod probe;
 mod raw;
 #[cfg(test)]
@@ -24,12 +28,9 @@ pub(crate) mod shown;
 mod start;
 
 use std::{
-    collections::{HashMap, HashSet},
-    ffi::OsStr,
-    fs::{self, DirBuilder},
+    collections::HashSet,
     io,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -38,7 +39,6 @@ use std::{
 };
 
 use darter_peer::{Digest, LayerDescriptor, TaskError};
-use darter_service::backoff::Backoff;
 use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
@@ -55,12 +55,12 @@ use self::{
     files::LayerDir,
     fill::Filled,
     fuse::{FuseMount, LayersFs},
-    keeper::Keeper,
     known::Known,
     layer::LazyLayer,
+    opening::Opened,
     start::Starts,
 };
-pub(crate) use self::{known::Hold, layer::LayerRef, start::Seen};
+pub(crate) use self::{known::Hold, layer::LayerRef, opening::detach_stale, start::Seen};
 use crate::{
     config::{Config, MountKind},
     engine::{Engine, OpenLayer},
@@ -77,15 +77,10 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 const MOUNT_DEADLINE: Duration = Duration::from_secs(20);
 /// How long reads that wait for leaves may hold up the shutdown.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
-/// How long to wait before a keeper that ended is replaced, at first and at most.
-const KEEPER_RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 
 /// Directories below the root: mounts through FUSE, and mounts of local files.
 const MOUNTS: &str = "mnt";
 const LOCAL: &str = "local";
-
-/// What is so while there is no keeper.
-const WITHOUT_KEEPER: &str = "there is no keeper: if this process is killed, containers on lazy layers break";
 
 /// All lazy layers of the node.
 pub(crate) struct Layers {
@@ -109,14 +104,6 @@ pub(crate) struct Layers {
     tasks: TaskTracker,
     stopping: CancellationToken,
     metrics: Metrics,
-}
-
-/// The FUSE file system as a start finds or makes it.
-struct Opened {
-    fuse: FuseMount,
-    keeper: Option<Keeper>,
-    /// It is that of an earlier run.
-    is_taken_over: bool,
 }
 
 /// Why a layer cannot be mounted.
@@ -164,8 +151,8 @@ impl Layers {
         };
         let (root, known_too, engine_too) = (config.root.clone(), known.clone(), engine.clone());
         let opened = blocking("mounting the FUSE file system", move || {
-            load_all(&root, &known_too, &engine_too)?;
-            open_fuse(&root, fs, start_keeper)
+            opening::load_all(&root, &known_too, &engine_too)?;
+            opening::open_fuse(&root, fs, start_keeper)
         });
         let Opened { fuse, keeper, is_taken_over } = opened.await?;
         let layers = Arc::new(Self {
@@ -212,29 +199,6 @@ impl Layers {
             let layers = in_use.iter().filter_map(|diff_id| self.known.get(diff_id));
             layers.for_each(|layer| self.now_mounted(&layer, self.fill));
         }
-    }
-
-    /// Tries which of the mounts that are allowed works on this machine.
-    async fn choose_mount(self: &Arc<Self>, allowed: MountKind) -> Result<(), String> {
-        let works = probe::probe(self).await;
-        let (kind, other) =
-            if allowed == MountKind::Fuse { ("FUSE", false) } else { ("EROFS over FUSE", true) };
-        let works = works.map_err(|reason| format!("{kind} does not work here: {reason}"));
-        let works = match works {
-            Err(reason) if other && allowed == MountKind::Auto => {
-                info!(%reason, "layers are shown by the FUSE file system itself");
-                self.erofs.store(false, Ordering::Relaxed);
-                probe::probe(self).await.map_err(|other| format!("{reason}; nor does FUSE alone: {other}"))
-            }
-            works => works,
-        };
-        if !self.erofs.load(Ordering::Relaxed)
-            && let Some(fuse) = self.fuse.lock().as_ref()
-            && let Err(error) = fuse.raise_read_ahead()
-        {
-            warn!(%error, "read-ahead stays at the kernel's 128 KiB");
-        }
-        works
     }
 
     /// Whether a layer can be mounted without asking anybody; it is not collected while the hold lives.
@@ -289,99 +253,6 @@ impl Layers {
             Ok(std::fs::read(index)?.windows(mark.len()).any(|bytes| bytes == mark))
         });
         found.await
-    }
-
-    /// Mounts a layer, if it is not mounted already, has it filled, and says where it is.
-    pub(crate) async fn mount(self: &Arc<Self>, reference: &LayerRef) -> Result<PathBuf, LazyError> {
-        let (layers, reference) = (self.clone(), reference.clone());
-        self.whole(async move { layers.mount_now(&reference, layers.fill).await }).await
-    }
-
-    /// Mounts a layer and fetches nothing of it but what is read.
-    async fn mount_only(self: &Arc<Self>, reference: &LayerRef) -> Result<PathBuf, LazyError> {
-        let (layers, reference) = (self.clone(), reference.clone());
-        self.whole(async move { layers.mount_now(&reference, false).await }).await
-    }
-
-    async fn mount_now(self: &Arc<Self>, reference: &LayerRef, fill: bool) -> Result<PathBuf, LazyError> {
-        let layer = match self.known.get(&reference.diff_id) {
-            Some(layer) => layer,
-            None => self.recover(reference).await?,
-        };
-        layer.check().map_err(|err| LazyError::Refused(err.to_string()))?;
-        let _mounting = layer.mounting.lock().await;
-        let (device, tree) = {
-            let fuse = self.fuse.lock();
-            let fuse = fuse.as_ref().ok_or(LazyError::Stopping)?;
-            (fuse.file(&layer.reference.diff_id), fuse.tree(layer.id))
-        };
-        let (target, is_new) = if !self.erofs.load(Ordering::Relaxed) {
-            let mounting = layer.clone();
-            blocking("reading the layer's index", move || mounting.index().map(drop)).await?;
-            (tree, !layer.mounted.load(Ordering::Relaxed))
-        } else if layer.raw.is_verified() {
-            let [through_fuse, target] = self.targets(&layer);
-            let is_new = mount_erofs(&layer, layer.dir.raw(), target.clone()).await?;
-            // Containers that stand on the other mount keep it; nobody else will.
-            blocking("unmounting the layer", move || erofs::unmount(&through_fuse)).await?;
-            (target, is_new)
-        } else {
-            let [target, _] = self.targets(&layer);
-            let is_new = mount_erofs(&layer, device, target.clone()).await?;
-            (target, is_new)
-        };
-        if is_new {
-            debug!(layer = %layer.reference.diff_id, at = %target.display(), "mounted");
-            self.now_mounted(&layer, fill);
-        }
-        Ok(target)
-    }
-
-    /// Where a layer is mounted: with its bytes through FUSE, and from the local file.
-    fn targets(&self, layer: &LazyLayer) -> [PathBuf; 2] {
-        [&self.mounts_dir, &self.local_dir].map(|dir| dir.join(layer.id.to_string()))
-    }
-
-    fn now_mounted(self: &Arc<Self>, layer: &Arc<LazyLayer>, fill: bool) {
-        if !layer.mounted.swap(true, Ordering::Relaxed) {
-            self.metrics.mounted.inc();
-        }
-        if fill {
-            let layer = layer.clone();
-            self.spawn(|layers| layers.fill_one(layer));
-        }
-    }
-
-    /// Goes on with the mounts of an earlier run, and unmounts those that belong to no layer any more.
-    async fn adopt_mounts(self: &Arc<Self>) {
-        let dirs = [self.mounts_dir.clone(), self.local_dir.clone()];
-        let mounts = blocking("reading the mounts", move || {
-            let mut points = Vec::new();
-            for dir in dirs {
-                points.extend(
-                    fs::read_dir(dir)?.map(|point| Ok(point?.path())).collect::<io::Result<Vec<_>>>()?,
-                );
-            }
-            Ok(points)
-        });
-        let mounts = mounts.await.unwrap_or_else(|error| {
-            warn!(%error, "the mounts of the earlier run are not known");
-            Vec::new()
-        });
-        let all = self.known.all();
-        let by_name: HashMap<String, &Arc<LazyLayer>> =
-            all.iter().map(|layer| (layer.id.to_string(), layer)).collect();
-        for point in mounts {
-            let name = point.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            match by_name.get(name).filter(|_| erofs::is_mounted(&point)) {
-                Some(layer) => self.now_mounted(layer, self.fill),
-                None => {
-                    let unmounted = blocking("unmounting a layer", move || erofs::unmount(&point)).await;
-                    unmounted.unwrap_or_else(|error| warn!(%error, "an unused layer stays mounted"));
-                }
-            }
-        }
-        info!(layers = all.len(), "took over the mounts of the earlier run");
     }
 
     /// An image with this chainID was pulled, and its layers, the lowest first, can be mounted: fetches what its start
@@ -540,49 +411,6 @@ impl Layers {
         Ok(())
     }
 
-    async fn unmount(&self, layer: &Arc<LazyLayer>) -> Result<(), LazyError> {
-        let _mounting = layer.mounting.lock().await;
-        let targets = self.targets(layer);
-        blocking("unmounting the layer", move || {
-            targets.iter().try_for_each(|target| erofs::unmount(target))
-        })
-        .await?;
-        layer.drop_index();
-        if layer.mounted.swap(false, Ordering::Relaxed) {
-            self.metrics.mounted.dec();
-        }
-        Ok(())
-    }
-
-    async fn unmount_or_warn(&self, layer: &Arc<LazyLayer>) {
-        if let Err(error) = self.unmount(layer).await {
-            warn!(layer = %layer.reference.diff_id, %error, "the layer stays mounted");
-        }
-    }
-
-    /// Replaces the keeper whenever it ends, as long as there is something to keep.
-    async fn watch_keeper(self: Arc<Self>, mut keeper: Option<Keeper>, start: keeper::Start) {
-        let mut backoff = Backoff::new(KEEPER_RETRY.0, KEEPER_RETRY.1);
-        loop {
-            if let Some(keeper) = keeper.take() {
-                let ended = keeper.ended().await;
-                warn!(?ended, "the keeper has ended; another one takes its place");
-            }
-            sleep(backoff.wait()).await;
-            let device = self.fuse.lock().as_ref().map(|fuse| fuse.device().try_clone());
-            let Some(Ok(device)) = device else { continue };
-            let root = self.root.clone();
-            let opened = blocking("starting a keeper", move || {
-                let (keeper, _) = Keeper::open(&root, start)?;
-                keeper.keep(&device).map(|()| keeper)
-            });
-            match opened.await {
-                Ok(new) => keeper = Some(new),
-                Err(error) => warn!(%error, "{WITHOUT_KEEPER}"),
-            }
-        }
-    }
-
     async fn save_regularly(self: Arc<Self>) {
         loop {
             sleep(SAVE_INTERVAL).await;
@@ -598,80 +426,6 @@ impl Layers {
             layer.pin_leaves().await;
         }
     }
-}
-
-/// Mounts a layer's index with its raw tar at `device`; false if it is mounted there already.
-async fn mount_erofs(layer: &Arc<LazyLayer>, device: PathBuf, target: PathBuf) -> Result<bool, LazyError> {
-    let layer = layer.clone();
-    let mounted = blocking("mounting the layer", move || {
-        if erofs::is_mounted(&target) {
-            return Ok(false);
-        }
-        layer.dir.read_index(&layer.descriptor)?;
-        erofs::mount(&layer.dir.index(), &device, &target).map(|()| true)
-    });
-    mounted.await
-}
-
-/// Prepares the directories and loads every layer that is usable; others are gotten again when they are needed.
-fn load_all(root: &Path, known: &Known, engine: &Arc<dyn Engine>) -> io::Result<()> {
-    let layers = root.join("layers");
-    // Not that of the FUSE file system: looking at it would wait for an answer.
-    for dir in [&layers, &root.join(MOUNTS), &root.join(LOCAL)] {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    for dir in LayerDir::all(&layers)? {
-        let path = dir.path().display().to_string();
-        match LazyLayer::load(dir.clone(), engine.clone()) {
-            Ok(layer) => {
-                known.insert(Arc::new(layer));
-            }
-            Err(error) => {
-                warn!(%path, %error, "a layer on disk cannot be used and is removed");
-                dir.remove()?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Takes over what the keeper holds, or mounts the file system anew and hands it to the keeper.
-fn open_fuse(root: &Path, fs: LayersFs, start_keeper: keeper::Start) -> io::Result<Opened> {
-    let path = root.join("fuse");
-    let (keeper, held) = match Keeper::open(root, start_keeper) {
-        Ok((keeper, held)) => (Some(keeper), held),
-        Err(error) => {
-            warn!(%error, "{WITHOUT_KEEPER}");
-            (None, None)
-        }
-    };
-    if let Some(device) = held.filter(fuse::is_connected)
-        && erofs::is_mount_point(&path)?
-    {
-        return Ok(Opened { fuse: FuseMount::take_over(&path, device, fs)?, keeper, is_taken_over: true });
-    }
-    detach_stale(root)?;
-    let fuse = FuseMount::mount(&path, fs)?;
-    let keeper = keeper.filter(|keeper| {
-        let kept = keeper.keep(fuse.device());
-        kept.inspect_err(|error| warn!(%error, "{WITHOUT_KEEPER}")).is_ok()
-    });
-    Ok(Opened { fuse, keeper, is_taken_over: false })
-}
-
-/// Detaches what an earlier run left mounted below `root` and nobody kept. Blocks.
-pub(crate) fn detach_stale(root: &Path) -> io::Result<()> {
-    let detached = erofs::detach_stale(root)?;
-    if detached > 0 {
-        info!(mounts = detached, "detached the mounts of an earlier run");
-    }
-    for dir in [MOUNTS, LOCAL] {
-        match fs::read_dir(root.join(dir)) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-            points => points?.try_for_each(|point| fs::remove_dir(point?.path()))?,
-        }
-    }
-    Ok(())
 }
 
 async fn save(layer: &Arc<LazyLayer>) {
