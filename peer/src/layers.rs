@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use darter_proto::scheduler::{
-    Finished, Layer as LayerHeard, LayerMade, LayerWanted, MakeLayer, layer, layer_made,
+    Finished, Layer as LayerHeard, LayerMade, LayerWanted, LayerWrong, MakeLayer, layer, layer_made,
     peer_message::Message as Said,
 };
 use futures_util::TryStreamExt;
@@ -62,7 +62,7 @@ impl Peer {
         if let Some(descriptor) = self.store().layer(&want.blob) {
             return self.open_layer(check_diff_id(descriptor, &want)?).await;
         }
-        if let Some(descriptor) = self.ask_for_layer(&want).await? {
+        if let Some(descriptor) = self.ask_for_layer(&want).await?.filter(|found| !self.is_wrong(found)) {
             match self.open_layer(check_diff_id(descriptor, &want)?).await {
                 Ok(layer) => return Ok(layer),
                 Err(error) => {
@@ -71,7 +71,29 @@ impl Peer {
             }
         }
         let descriptor = self.make_layer(&want).await?;
+        if self.is_wrong(&descriptor) {
+            let reason = "made of its blob, it does not have its diffID";
+            return Err(TaskError::LayerRefused(reason.to_owned()));
+        }
         self.open_layer(check_diff_id(descriptor, &want)?).await
+    }
+
+    /// All of a layer is here, each leaf with its digest, and it does not have its diffID: whoever made it is at fault.
+    /// It goes out of the store, is not taken from anybody again, and the scheduler is told.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub async fn blame_layer(&self, wrong: &LayerDescriptor) -> Result<(), TaskError> {
+        self.inner.wrong_layers.lock().put((wrong.diff_id.clone(), wrong.table.clone()), ());
+        let layer = Some(wire::layer_to_proto(wrong));
+        self.session().send(Said::LayerWrong(LayerWrong { layer })).await;
+        let is_here = self.store().known_layer(&wrong.blob).as_ref() == Some(wrong);
+        if is_here { self.remove_layer(&wrong.blob).await.map(drop) } else { Ok(()) }
+    }
+
+    fn is_wrong(&self, descriptor: &LayerDescriptor) -> bool {
+        let wrong = (descriptor.diff_id.clone(), descriptor.table.clone());
+        self.inner.wrong_layers.lock().contains(&wrong)
     }
 
     /// A layer whose index and table are in the store: the leaves that are held can be read without any network. Leaves

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, hash_map},
+    num::NonZeroUsize,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -16,6 +17,7 @@ use darter_service::{
     listen::{self, ListenError},
     manager::{Manager, ManagerError},
 };
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, mpsc, watch},
@@ -24,7 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Class, Content, LayerMaker, TaskError, TaskId, cluster,
+    Class, Content, Digest, LayerMaker, TaskError, TaskId, cluster,
     config::{Config, advertised},
     content::{Reopen, Shared, blocking},
     control::{self, StatusPart},
@@ -42,6 +44,9 @@ use crate::{
 
 /// A download's inbox that stays full for so long belongs to a stuck download, which then misses a message.
 const INBOX_DEADLINE: Duration = Duration::from_secs(5);
+
+/// So many wrong layers are remembered; there should be none.
+const MAX_WRONG_LAYERS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// A handle on the engine; cheap to clone.
 #[derive(Clone)]
@@ -77,6 +82,8 @@ pub(crate) struct Inner {
     manager: Option<Manager>,
     /// Layers being made here, by blob.
     pub(crate) making: Mutex<HashMap<TaskId, watch::Receiver<Option<Made>>>>,
+    /// Layers that are wrong as they were made: by diffID and leaf table.
+    pub(crate) wrong_layers: Mutex<LruCache<(Digest, Digest), ()>>,
     running: Mutex<HashMap<TaskId, Running>>,
     pub(crate) transfer_address: String,
     pub(crate) transfer_metrics: TransferMetrics,
@@ -207,6 +214,7 @@ impl Peer {
             host,
             manager: manager.clone(),
             making: Mutex::default(),
+            wrong_layers: Mutex::new(LruCache::new(MAX_WRONG_LAYERS)),
             running: Mutex::default(),
             transfer_address,
             transfer_metrics,

@@ -6,7 +6,7 @@ mod common;
 
 use std::{collections::BTreeMap, io::Read, sync::Arc};
 
-use common::{Faults, Node, Origin, blob};
+use common::{Faults, Node, Origin, Scheduler, blob};
 use darter_peer::{
     Class, Digest, LayerMaker, LayerWant, LeafSink, LeafTable, MadeLayer, MakeError, TaskError,
     digest::leaf_digest, layer::LeafEntry,
@@ -16,12 +16,19 @@ const LEN: usize = 3_000_017;
 const LEAF_LEN: usize = 100_000;
 
 /// Takes the blob for the raw tar, and its first bytes for the index.
-struct Cutting;
+struct Cutting {
+    /// The second leaf is not what the blob has there.
+    wrong: bool,
+}
 
 impl LayerMaker for Cutting {
     fn make(&self, blob: &mut dyn Read, leaves: &mut dyn LeafSink) -> Result<MadeLayer, MakeError> {
         let mut raw = Vec::new();
         blob.read_to_end(&mut raw)?;
+        let diff_id = Digest::sha256(&raw);
+        if self.wrong {
+            raw[LEAF_LEN] ^= 1;
+        }
         let mut entries = Vec::new();
         for leaf in raw.chunks(LEAF_LEN) {
             leaves.leaf(leaf)?;
@@ -30,18 +37,25 @@ impl LayerMaker for Cutting {
         }
         let table = LeafTable::new(entries).map_err(|error| MakeError::Refused(error.to_string()))?;
         let index = raw[..1000].to_vec();
-        Ok(MadeLayer { diff_id: Digest::sha256(&raw), raw_len: raw.len() as u64, index, table })
+        Ok(MadeLayer { diff_id, raw_len: raw.len() as u64, index, table })
     }
 }
 
 /// A peer that makes layers, an origin with a blob, and what is wanted of them.
 async fn start(faults: Faults) -> (Node, Origin, LayerWant, Vec<u8>) {
+    let (origin, want, bytes) = origin(faults).await;
+    let node =
+        Node::start_making(tempfile::tempdir().unwrap(), Some(Arc::new(Cutting { wrong: false })), |_| {})
+            .await;
+    (node, origin, want, bytes)
+}
+
+async fn origin(faults: Faults) -> (Origin, LayerWant, Vec<u8>) {
     let (bytes, id) = blob(LEN, 7);
     let origin = Origin::start(BTreeMap::from([("b", bytes.clone())]), faults).await;
-    let node = Node::start_making(tempfile::tempdir().unwrap(), Some(Arc::new(Cutting)), |_| {}).await;
     let blob = id.digest().unwrap();
     let want = LayerWant { diff_id: Some(blob.clone()), blob, source: origin.source("b") };
-    (node, origin, want, bytes)
+    (origin, want, bytes)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -80,4 +94,34 @@ async fn a_blob_without_its_digest_does_not_become_a_layer() {
     assert!(matches!(refused, TaskError::WrongDigest { .. }), "{refused}");
     assert!(node.peer.local_layer(&want.blob).await.is_none());
     assert!(node.peer.store().layers().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_layer_is_made_anew_and_goes_from_its_maker_when_two_have_found_out() {
+    let (_origin, want, bytes) = origin(Faults::default()).await;
+    let scheduler = Scheduler::start().await;
+    let seed = scheduler.maker(Arc::new(Cutting { wrong: true }), true).await;
+    for _ in 0..2 {
+        let node = scheduler.maker(Arc::new(Cutting { wrong: false }), false).await;
+        let wrong = node.peer.layer(want.clone()).await.unwrap();
+        assert_ne!(wrong.leaves.leaf(1, Class::Demand).await.unwrap(), bytes[LEAF_LEN..2 * LEAF_LEN]);
+        assert!(seed.peer.store().layer(&want.blob).is_some(), "one node alone is not believed");
+        node.peer.blame_layer(&wrong.descriptor).await.unwrap();
+        assert!(node.peer.local_layer(&want.blob).await.is_none());
+        let right = node.peer.layer(want.clone()).await.unwrap();
+        assert_eq!(right.leaves.leaf(1, Class::Demand).await.unwrap(), bytes[LEAF_LEN..2 * LEAF_LEN]);
+        node.stop().await;
+    }
+    while seed.peer.store().layer(&want.blob).is_some() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_made_wrong_here_is_not_used() {
+    let (node, _origin, want, _) = start(Faults::default()).await;
+    let made = node.peer.layer(want.clone()).await.unwrap();
+    node.peer.blame_layer(&made.descriptor).await.unwrap();
+    let refused = node.peer.layer(want).await.unwrap_err();
+    assert!(matches!(refused, TaskError::LayerRefused(_)), "{refused}");
 }

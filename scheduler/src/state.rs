@@ -152,6 +152,7 @@ impl State {
             }
             Message::LayerWanted { blob, diff_id } => self.layer_wanted(host, blob, diff_id),
             Message::LayerMade { blob, result } => self.layer_made(host, &blob, result),
+            Message::LayerWrong(layer) => self.layer_wrong(host, &layer),
             Message::ProfileWanted { image } => self.profile_wanted(host, image),
             Message::StartProfile(profile) => self.start_profile(profile),
             Message::Leave => self.leave(host),

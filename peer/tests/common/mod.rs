@@ -219,8 +219,17 @@ impl Scheduler {
     }
 
     pub(crate) async fn peer_with(&self, change: impl FnOnce(&mut Config)) -> Node {
+        self.start_peer(None, change).await
+    }
+
+    /// A peer that makes layers like this.
+    pub(crate) async fn maker(&self, maker: Arc<dyn LayerMaker>, seed: bool) -> Node {
+        self.start_peer(Some(maker), |config| config.seed = seed).await
+    }
+
+    async fn start_peer(&self, maker: Option<Arc<dyn LayerMaker>>, change: impl FnOnce(&mut Config)) -> Node {
         let url = format!("http://{}", self.address);
-        let node = Node::start(|config| {
+        let node = Node::start_making(TempDir::new().unwrap(), maker, |config| {
             config.scheduler.addresses = vec![url];
             change(config);
         })

@@ -16,7 +16,7 @@ const LONGEST_EJECTION: Duration = Duration::from_secs(3600);
 /// So many slow answers in a row, seen by at least [`WITNESSES`] children, are too many.
 const SLOW_ANSWERS: usize = 3;
 /// Reports of so many different children are believed; one alone may itself be the problem.
-const WITNESSES: usize = 2;
+pub(super) const WITNESSES: usize = 2;
 /// A response time needs so many siblings to be compared with.
 const SIBLINGS: usize = 3;
 

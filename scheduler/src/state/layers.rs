@@ -10,6 +10,7 @@ use indexmap::{IndexMap, IndexSet};
 
 use super::{
     State,
+    conduct::{Verdict, WITNESSES},
     event::Note,
     hosts::Hosts,
     ids::{HostKey, TaskId},
@@ -39,6 +40,8 @@ struct Known {
     descriptor: Descriptor,
     /// Who announced it.
     holders: IndexSet<HostKey>,
+    /// Who got all of it and found that it is wrong.
+    accusers: IndexSet<HostKey>,
 }
 
 /// A layer that somebody waits for.
@@ -104,6 +107,32 @@ impl State {
                     self.layer_failed(host, blob, failure);
                 }
             }
+        }
+    }
+
+    /// A host got all of a layer and found it wrong. One alone may itself be the problem; it makes the layer for itself.
+    /// When more say so, nobody is given the layer any more, it is discarded wherever it is, and the seed peer that made
+    /// it is not used for a while.
+    pub(super) fn layer_wrong(&mut self, host: HostKey, descriptor: &Descriptor) {
+        let Some(known) = self.layers.known.get_mut(&descriptor.blob) else { return };
+        if known.descriptor != *descriptor {
+            return;
+        }
+        known.accusers.insert(host);
+        if known.accusers.len() < WITNESSES {
+            return;
+        }
+        let reason = format!("{} hosts found that it does not have its diff id", known.accusers.len());
+        let maker = known.holders.iter().copied().find(|holder| self.world.hosts.is_seed(*holder));
+        for holder in std::mem::take(&mut known.holders) {
+            without_layer(&mut self.world.hosts, holder, &descriptor.blob);
+        }
+        self.layers.known.remove(&descriptor.blob);
+        for part in [&descriptor.index, &descriptor.table, &TaskId::of_leaves(&descriptor.table)] {
+            self.change(part, |task, world| task.discard(world, host, &reason));
+        }
+        if let Some(maker) = maker {
+            self.eject(maker, Verdict { reason: format!("made layer {}: {reason}", descriptor.blob) });
         }
     }
 
@@ -259,7 +288,8 @@ impl State {
             return false;
         }
         host.layers.insert(descriptor.blob.clone());
-        let new = || Known { descriptor: descriptor.clone(), holders: IndexSet::new() };
+        let new =
+            || Known { descriptor: descriptor.clone(), holders: IndexSet::new(), accusers: IndexSet::new() };
         let known = self.layers.known.entry(descriptor.blob.clone()).or_insert_with(new);
         if known.descriptor != *descriptor {
             let hosts = &self.world.hosts;
@@ -272,6 +302,7 @@ impl State {
                 without_layer(&mut self.world.hosts, holder, &descriptor.blob);
             }
             known.descriptor = descriptor.clone();
+            known.accusers.clear();
         }
         known.holders.insert(key);
         true

@@ -39,6 +39,7 @@ pub(super) enum Message {
     Dropped(Vec<TaskId>),
     LayerWanted { blob: Wanted, diff_id: String },
     LayerMade { blob: TaskId, result: Result<Descriptor, proto::Failure> },
+    LayerWrong(Descriptor),
     ProfileWanted { image: String },
     StartProfile(proto::StartProfile),
     Leave,
@@ -180,6 +181,10 @@ impl TryFrom<proto::PeerMessage> for Message {
                 Self::LayerWanted { blob: wanted(m.blob)?, diff_id: diff_id(m.diff_id)? }
             }
             said::Message::LayerMade(m) => layer_made(m)?,
+            said::Message::LayerWrong(m) => {
+                let layer = m.layer.ok_or(Invalid::Missing { what: "the layer" })?;
+                Self::LayerWrong(Descriptor::parse(layer)?)
+            }
             said::Message::ProfileWanted(m) => Self::ProfileWanted { image: image(m.image)? },
             said::Message::StartProfile(m) => Self::StartProfile(profile(m)?),
             said::Message::Leave(_) => Self::Leave,

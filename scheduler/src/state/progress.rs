@@ -38,7 +38,7 @@ impl State {
         }
     }
 
-    fn eject(&mut self, key: HostKey, verdict: Verdict) {
+    pub(super) fn eject(&mut self, key: HostKey, verdict: Verdict) {
         let now = self.world.now;
         let Some(host) = self.world.hosts.get_mut(key).filter(|host| !host.conduct.is_ejected(now)) else {
             return;

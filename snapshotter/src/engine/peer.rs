@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use darter_peer::{
-    Class, Content, Digest, Layer, LayerDescriptor, LayerWant, Peer, TaskError, TaskId, Want,
+    Class, Content, Digest, Layer, LayerDescriptor, LayerWant, Peer, TaskError, Want,
     origin::{Registries, Source},
 };
 use futures_util::{StreamExt, future::BoxFuture};
@@ -79,17 +79,8 @@ impl Engine for Peer {
         Box::pin(Peer::share_start_profile(self, image, profile))
     }
 
-    fn discard(&self, layer: &LayerDescriptor) {
-        let tasks = [
-            TaskId::of_leaves(&layer.table),
-            TaskId::of_digest(&layer.table),
-            TaskId::of_digest(&layer.index),
-        ];
-        for task in tasks {
-            if let Err(error) = self.store().remove(&task) {
-                warn!(%task, %error, "a wrong layer stays in the store");
-            }
-        }
+    fn blame<'a>(&'a self, layer: &'a LayerDescriptor) -> BoxFuture<'a, Result<(), TaskError>> {
+        Box::pin(Peer::blame_layer(self, layer))
     }
 }
 

@@ -229,6 +229,14 @@ impl Layers {
         if let Some(hold) = self.known.hold(&reference.diff_id) {
             return Ok(hold);
         }
+        // Whoever still sees the wrong one sees the right one from here on, by the same inode numbers.
+        let wrong = self.known.get(&reference.diff_id);
+        if wrong.is_some_and(|wrong| wrong.descriptor.index != open.descriptor.index) {
+            return Err(LazyError::Refused(
+                "the layer was wrong, with another index: remove the containers that have it and restart the peer"
+                    .into(),
+            ));
+        }
         let leaves = open.leaves.clone();
         let (dir, engine, reference) = (self.layers_dir.clone(), self.engine.clone(), reference.clone());
         let layer = blocking("keeping the layer's index", move || {
@@ -360,7 +368,7 @@ impl Layers {
 
     /// A snapshot needs a layer whose files are gone or damaged: fetches what is missing.
     async fn recover(&self, reference: &LayerRef) -> Result<Arc<LazyLayer>, LazyError> {
-        warn!(layer = %reference.diff_id, "the layer's files are missing, getting them again");
+        warn!(layer = %reference.diff_id, "the layer's files are missing or wrong, getting them again");
         let open = match self.engine.local_layer(reference).await {
             Some(open) => open,
             None => timeout(MOUNT_DEADLINE, self.engine.layer(reference))
@@ -384,10 +392,14 @@ impl Layers {
     async fn discard(&self, layer: &Arc<LazyLayer>) {
         error!(layer = %layer.reference.diff_id, "the content does not have its diffID; the layer is discarded");
         layer.discard();
+        // Nobody puts another one in its place before it is out of the way.
+        let _changing = self.changing.lock().await;
         let notifier = self.fuse.lock().as_ref().map(FuseMount::notifier);
-        let (wrong, engine) = (layer.clone(), self.engine.clone());
+        if let Err(error) = self.engine.blame(&layer.descriptor).await {
+            warn!(layer = %layer.reference.diff_id, %error, "the layer's maker is not blamed");
+        }
+        let wrong = layer.clone();
         let discarded = blocking("discarding the layer", move || {
-            engine.discard(&wrong.descriptor);
             let invalidated = notifier.map_or(Ok(()), |notifier| fuse::invalidate(&notifier, &wrong));
             wrong.dir.forget()?;
             invalidated

@@ -48,11 +48,10 @@ impl Layers {
     }
 
     async fn mount_now(self: &Arc<Self>, reference: &LayerRef, fill: bool) -> Result<PathBuf, LazyError> {
-        let layer = match self.known.get(&reference.diff_id) {
+        let layer = match self.known.get(&reference.diff_id).filter(|layer| layer.check().is_ok()) {
             Some(layer) => layer,
             None => self.recover(reference).await?,
         };
-        layer.check().map_err(|err| LazyError::Refused(err.to_string()))?;
         let _mounting = layer.mounting.lock().await;
         let (device, tree) = {
             let fuse = self.fuse.lock();
@@ -64,10 +63,9 @@ impl Layers {
             blocking("reading the layer's index", move || mounting.index().map(drop)).await?;
             (tree, !layer.mounted.load(Ordering::Relaxed))
         } else if layer.raw.is_verified() {
-            let [through_fuse, target] = self.targets(&layer);
+            // The other mount stays: somebody may have been told of it, and use it only now.
+            let [_, target] = self.targets(&layer);
             let is_new = mount_erofs(&layer, layer.dir.raw(), target.clone()).await?;
-            // Containers that stand on the other mount keep it; nobody else will.
-            blocking("unmounting the layer", move || erofs::unmount(&through_fuse)).await?;
             (target, is_new)
         } else {
             let [target, _] = self.targets(&layer);

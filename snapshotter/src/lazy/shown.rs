@@ -123,5 +123,7 @@ impl Engine for Nobody {
         Box::pin(async {})
     }
 
-    fn discard(&self, _: &LayerDescriptor) {}
+    fn blame<'a>(&'a self, _: &'a LayerDescriptor) -> BoxFuture<'a, Result<(), TaskError>> {
+        Box::pin(ready(Ok(())))
+    }
 }

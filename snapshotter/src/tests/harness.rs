@@ -76,7 +76,7 @@ pub(super) struct FakePeer {
     /// Start profiles by image, as the scheduler would keep them.
     pub(super) profiles: Mutex<HashMap<Digest, Bytes>>,
     /// Layers that were said to be wrong.
-    pub(super) discarded: Mutex<Vec<Digest>>,
+    pub(super) blamed: Mutex<Vec<LayerDescriptor>>,
 }
 
 /// Leaves that arrive only when the test says so.
@@ -402,8 +402,9 @@ impl Engine for FakePeer {
         Box::pin(async {})
     }
 
-    fn discard(&self, layer: &LayerDescriptor) {
-        self.discarded.lock().push(layer.diff_id.clone());
+    fn blame<'a>(&'a self, layer: &'a LayerDescriptor) -> BoxFuture<'a, Result<(), TaskError>> {
+        self.blamed.lock().push(layer.clone());
+        Box::pin(async { Ok(()) })
     }
 }
 

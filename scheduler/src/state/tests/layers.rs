@@ -163,6 +163,28 @@ fn a_layer_that_takes_too_long_is_not_waited_for() {
 }
 
 #[test]
+fn a_layer_that_two_hosts_find_wrong_is_discarded_and_its_maker_not_used() {
+    let mut driver = Driver::new();
+    let (seeds, peers) = (["s", "t"].map(|id| driver.seed(id)), ["a", "b"].map(|id| driver.peer(id)));
+    driver.say(peers[0], wants_layer(""));
+    let maker = asked_to_make(&mut driver, &seeds)[0];
+    driver.say(maker, made(descriptor()));
+    assert_eq!(answer(&mut driver, peers[0]), Some(Ok(descriptor())));
+    let wrong = said::Message::LayerWrong(proto::LayerWrong { layer: Some(descriptor()) });
+    for _ in 0..3 {
+        driver.say(peers[0], wrong.clone());
+    }
+    driver.say(peers[1], wants_layer(""));
+    assert_eq!(answer(&mut driver, peers[1]), Some(Ok(descriptor())), "one host alone is not believed");
+    driver.say(peers[1], wrong);
+    let discarded = |message: &says::Message| matches!(message, says::Message::Discard(_));
+    assert_eq!(driver.take(maker).iter().filter(|message| discarded(message)).count(), 3);
+    driver.say(peers[1], wants_layer(""));
+    let other = asked_to_make(&mut driver, &seeds);
+    assert!(other.len() == 1 && other[0] != maker);
+}
+
+#[test]
 fn seeds_of_two_versions_make_two_layers_and_the_one_that_is_served_counts() {
     let mut driver = Driver::new();
     let (seeds, peer) = (["s", "t"].map(|id| driver.seed(id)), driver.peer("a"));

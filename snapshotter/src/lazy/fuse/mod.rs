@@ -73,7 +73,8 @@ enum Node {
 impl LayersFs {
     fn layer(&self, id: LayerId) -> Option<Arc<LazyLayer>> {
         let open = self.open.lock().get(&id).map(|(layer, _)| layer.clone());
-        open.or_else(|| self.known.by_id(id))
+        // One that turned out to be wrong may have been replaced.
+        open.filter(|layer| layer.check().is_ok()).or_else(|| self.known.by_id(id))
     }
 
     fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
@@ -235,7 +236,10 @@ impl Filesystem for LayersFs {
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         match self.node(ino) {
             Ok(Node::Raw(layer)) => {
-                self.open.lock().entry(layer.id).or_insert((layer, 0)).1 += 1;
+                let mut open = self.open.lock();
+                let (opened, count) = open.entry(layer.id).or_insert((layer.clone(), 0));
+                (*opened, *count) = (layer, *count + 1);
+                drop(open);
                 reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
             }
             Ok(Node::Root | Node::Tree(_)) => reply.error(Errno::ENOSYS),
