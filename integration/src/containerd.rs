@@ -137,6 +137,23 @@ impl Containerd {
         self.ctr_run(snapshotter, &["--rm"], image, &id).args(command).run().await
     }
 
+    /// Runs a command in a new container whose root is the host's user `root`, and removes the container. The snapshotter
+    /// is told so, if `told`; otherwise containerd gives a copy of all files to other owners.
+    pub async fn run_as(
+        &self,
+        snapshotter: &str,
+        image: &ImageRef,
+        id: &str,
+        root: u32,
+        told: bool,
+        command: impl IntoIterator<Item = &str>,
+    ) -> Result<Output> {
+        let map = format!("0:{root}:65536");
+        let mut flags = vec!["--rm", "--uidmap", &map, "--gidmap", &map];
+        flags.extend(told.then_some("--remap-labels"));
+        self.ctr_run(snapshotter, &flags, image, id).args(command).run().await
+    }
+
     /// Starts a container that goes on running; [`Self::exec`] runs commands in it.
     pub async fn run_detached(
         &self,

@@ -1,7 +1,7 @@
 //! Newer runtimes with the configuration that `packaging/` has for each: they pull through the proxy, and run containers
 //! on layers that are mounted before they are there. `make test-runtimes` fetches them; they are no part of `make test`.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use darter_integration::{
     Containerd, Docker, Image, ImageRef, Lab, Registry, Runtime,
     containerd::{DARTER, OVERLAYFS},
@@ -62,6 +62,10 @@ struct World {
 
 impl World {
     async fn start(lab: &Lab, image: Image) -> Result<Self> {
+        Self::mounting(lab, image, None).await
+    }
+
+    async fn mounting(lab: &Lab, image: Image, mount: Option<&'static str>) -> Result<Self> {
         let registry = Registry::start(lab).await?;
         let tiny = registry.push("library/tiny:1", &image).await?;
         let names = [registry.address.to_string(), "docker.io".to_owned()];
@@ -70,7 +74,7 @@ impl World {
             manager: None,
             registries: names.map(|name| (name, registry.url())).into(),
             links: false,
-            mount: None,
+            mount,
         };
         Ok(Self { peer: Peer::start(lab, "peer", &around).await?, registry, image, tiny })
     }
@@ -124,6 +128,39 @@ fn containerd_1_7() -> Result<()> {
 #[ignore = "fetches programs: make test-runtimes"]
 fn containerd_2() -> Result<()> {
     run_test(async |lab| expect_all_of_containerd(lab, "sid", CONFIG_2, "2.").await)
+}
+
+/// In a container with a user namespace of its own the files have the owners that they have in the image, and the host's
+/// owners are others; nothing is copied for that.
+async fn expect_mapped(lab: Lab, mount: &'static str) -> Result<()> {
+    let runtime = Runtime::of_debian(&lab, "sid").await?;
+    let World { tiny, peer, registry: _registry, .. } =
+        &World::mounting(&lab, Image::tiny(&lab)?, Some(mount)).await?;
+    let node = containerd(&lab, "newer", &runtime, CONFIG_2, peer).await?;
+    node.ctr(["images", "pull", "--snapshotter", DARTER]).arg(tiny.to_string()).run().await?;
+    let show = "cat /proc/self/uid_map; stat -c '%n %u:%g' / /nodes/owned /bin/busybox; \
+        touch /new; cat /data/* | sha256sum";
+    let mapped = node.run_as(DARTER, tiny, "mapped", 100_000, true, ["sh", "-c", show]).await?.stdout;
+    let plain = node.run_with(DARTER, tiny, ["sh", "-c", show]).await?.stdout;
+    let (map, mapped) = mapped.split_once('\n').context("no line")?;
+    let (_, plain) = plain.split_once('\n').context("no line")?;
+    assert_eq!(map.split_whitespace().collect::<Vec<_>>(), ["0", "100000", "65536"]);
+    assert_eq!(mapped, plain);
+    let snapshots = node.ctr(["snapshots", "--snapshotter", DARTER, "ls"]).run().await?.stdout;
+    ensure!(!snapshots.contains("remap"), "the image was copied for other owners:\n{snapshots}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "fetches programs: make test-runtimes"]
+fn containerd_2_with_a_user_namespace_on_erofs() -> Result<()> {
+    run_test(async |lab| expect_mapped(lab, "erofs").await)
+}
+
+#[test]
+#[ignore = "fetches programs: make test-runtimes"]
+fn containerd_2_with_a_user_namespace_on_fuse() -> Result<()> {
+    run_test(async |lab| expect_mapped(lab, "fuse").await)
 }
 
 #[test]
