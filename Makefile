@@ -1,6 +1,6 @@
 # Everything a newcomer needs: `make demo` to see it, `make test` to check it.
 
-.PHONY: setup build demo test test-runtimes simulate bench-lazy bench-fs bench-layer bench-proxy bench-faults bench-swarm bench-transfer clean-up
+.PHONY: setup build demo test test-runtimes test-kills simulate bench-lazy bench-fs bench-layer bench-proxy bench-faults bench-swarm bench-transfer clean-up
 
 # Installs what is missing on this machine. Quiet if nothing is.
 setup:
@@ -34,6 +34,11 @@ bench-lazy: build
 # Writes target/bench/fs.json.
 bench-fs: build
 	DARTER_LOG=info target/debug/bench-fs $(ARGS)
+
+# Kills the peers of reading containers KILLS times, with each of the two mounts; `make test` does so 10 times.
+KILLS ?= 200
+test-kills: build
+	DARTER_KILLS=$(KILLS) cargo nextest run -p darter-integration --test kills --no-capture
 
 # The real scheduler and the peers' real plan with N peers, in a simulation; ARGS="--help" shows what else can be varied.
 N ?= 100000
