@@ -173,14 +173,9 @@ async fn want(peer: &Peer, request: &GetRequest) -> Result<Want, Status> {
     let source = Source { url: request.url.clone(), headers };
     let id = if request.digest.is_empty() {
         let head = peer.origin().head(&source).await.map_err(|error| to_status(error.into()))?;
-        let version = match (&head.validator, head.len) {
-            // As the forward proxy names it.
-            (Some(version), Some(len)) => format!("{version:?} {len}"),
-            (version, len) => format!("{version:?} {len:?}"),
-        };
         let url = Url::parse(&request.url)
             .map_err(|error| Status::invalid_argument(format!("{}: {error}", request.url)))?;
-        TaskId::of_file(&url, &request.ignored_query, ["", ""], &version)
+        TaskId::of_file(&url, &request.ignored_query, ["", ""], &head)
     } else {
         let digest: Digest = request
             .digest

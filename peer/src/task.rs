@@ -4,7 +4,7 @@ use std::{fmt, ops::Range, sync::Arc};
 
 use url::Url;
 
-use crate::{Digest, LeafTable};
+use crate::{Digest, LeafTable, origin::OriginHead};
 
 /// Length of a blob's leaf in bytes; the last leaf of a blob may be shorter.
 pub const LEAF_LEN: u32 = 256 * 1024;
@@ -68,11 +68,15 @@ impl TaskId {
         Self(format!("url:{}", hasher.finalize().to_hex()).into())
     }
 
-    /// The id of a version of a file: it ignores the URL's fragment and the named query parameters, as those of a
-    /// signature. Files under other labels are other contents.
-    pub fn of_file(url: &Url, ignored_query: &[String], labels: [&str; 2], version: &str) -> Self {
+    /// The id of a file in the version that its origin described: it ignores the URL's fragment and the named query
+    /// parameters, as those of a signature. Files under other labels are other contents.
+    pub fn of_file(url: &Url, ignored_query: &[String], labels: [&str; 2], described: &OriginHead) -> Self {
         let [tag, application] = labels;
-        Self::of_url(&format!("{} {tag} {application}", identity(url, ignored_query)), version)
+        let version = match (&described.validator, described.len) {
+            (Some(validator), Some(len)) => format!("{validator:?} {len}"),
+            (validator, len) => format!("{validator:?} {len:?}"),
+        };
+        Self::of_url(&format!("{} {tag} {application}", identity(url, ignored_query)), &version)
     }
 
     /// The digest of the whole content, if the id is one.
@@ -218,6 +222,7 @@ fn identity(url: &Url, ignored_query: &[String]) -> Url {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderMap;
 
     #[test]
     fn signatures_do_not_tell_files_from_each_other() {
@@ -225,6 +230,45 @@ mod tests {
         assert_eq!(of("https://h/a?v=1&sig=x&exp=2"), of("https://h/a?v=1&sig=y&exp=3"));
         assert_eq!(of("https://h/a?sig=x#part"), "https://h/a");
         assert_ne!(of("https://h/a?v=1"), of("https://h/a?v=2"));
+    }
+
+    #[test]
+    fn a_file_s_id_is_the_same_in_every_version_of_this_program() {
+        let of = |validator: Option<&str>, len, labels| {
+            let described = OriginHead {
+                status: 200,
+                len,
+                ranges: true,
+                validator: validator.map(str::to_owned),
+                content_type: None,
+                headers: HeaderMap::new(),
+            };
+            let url = "https://h/a?v=1&sig=x".parse().unwrap();
+            TaskId::of_file(&url, &["sig".into()], labels, &described).to_string()
+        };
+        for (validator, len, labels, id) in [
+            (
+                Some("\"tag\""),
+                Some(5),
+                ["", ""],
+                "url:36cd941ce27593da332c47ec77c24049e2611f96abd9b059b83ea747e8097002",
+            ),
+            (
+                Some("\"tag\""),
+                Some(5),
+                ["t", "a"],
+                "url:2e406cf4b6aa535846651157a333bae207e0aa02a6fa7480a69c53797ac7c619",
+            ),
+            (
+                Some("\"tag\""),
+                None,
+                ["", ""],
+                "url:f46712bb6fa54e591152937f8a1ebd0bcf1120207c6de2c1c4645128a0fedf43",
+            ),
+            (None, Some(5), ["", ""], "url:9cb97aa20a609609d22c0963c9c3f791f226ef5366fc832b9c65e070cd17e520"),
+        ] {
+            assert_eq!(of(validator, len, labels), id);
+        }
     }
 
     #[test]

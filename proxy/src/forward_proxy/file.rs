@@ -56,10 +56,10 @@ impl Proxy {
         let asked = asked.map(|(name, value)| (name.clone(), value.clone())).collect();
         let source = Source { url: url.to_string(), headers: asked };
         let head = self.peer.origin().describe(&source).await.map_err(of_origin)?;
-        let (Some(version), Some(len)) = (&head.validator, head.len) else { return Ok(None) };
+        let (Some(_), Some(len)) = (&head.validator, head.len) else { return Ok(None) };
 
         let labels = [wishes.tag.as_str(), wishes.application.as_str()];
-        let id = TaskId::of_file(url, ignored_query, labels, &format!("{version:?} {len}"));
+        let id = TaskId::of_file(url, ignored_query, labels, &head);
         let mut headers = only(&head.headers, &DESCRIBING);
         headers.extend(HeaderValue::from_str(id.as_str()).ok().map(|id| (TASK_ID, id)));
         let outline = Outline { len, headers, source: "local" };
