@@ -25,6 +25,7 @@ pub(crate) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-co
 
 /// The body of an answer; an error in it breaks the connection.
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
+
 /// Whether peers took part in an answer, and why or why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Verdict {
@@ -33,10 +34,15 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
-    /// Notes it with an answer, for the log and the counters.
-    pub(crate) fn put(self, mut response: Response<Body>) -> Response<Body> {
-        response.extensions_mut().insert(self);
-        response
+    /// Notes it with an answer or a failure, for the log and the counters.
+    pub(crate) fn put(self, answered: Result<Response<Body>, Failure>) -> Result<Response<Body>, Failure> {
+        match answered {
+            Ok(mut response) => {
+                response.extensions_mut().insert(self);
+                Ok(response)
+            }
+            Err(failure) => Err(Failure { verdict: Some(self), ..failure }),
+        }
     }
 }
 
@@ -48,13 +54,15 @@ pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Failure {
     pub(crate) status: StatusCode,
     pub(crate) challenge: Option<String>,
+    /// What had been decided before it failed.
+    verdict: Option<Verdict>,
     code: &'static str,
     message: String,
 }
 
 impl Failure {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, challenge: None, code, message: message.into() }
+        Self { status, challenge: None, verdict: None, code, message: message.into() }
     }
 
     /// A status that the origin gave.
@@ -127,7 +135,8 @@ impl Failure {
 
     /// A rule says so.
     pub(crate) fn denied() -> Self {
-        Self::new(StatusCode::FORBIDDEN, "DENIED", "this proxy's rules refuse it")
+        let verdict = Some(Verdict { p2p: false, why: "rule" });
+        Self { verdict, ..Self::new(StatusCode::FORBIDDEN, "DENIED", "this proxy's rules refuse it") }
     }
 
     /// The forward proxy is not in use.
@@ -156,6 +165,7 @@ impl Failure {
         let body = json!({ "errors": [{ "code": self.code, "message": self.message }] }).to_string();
         let mut response = Response::new(full(body));
         *response.status_mut() = self.status;
+        self.verdict.map(|verdict| response.extensions_mut().insert(verdict));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));

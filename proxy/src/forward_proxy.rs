@@ -46,23 +46,22 @@ impl Proxy {
             None => (content.is_some() && self.peer.registries().knows(&host), "default"),
         };
         if !p2p {
-            return Ok(Verdict { p2p, why }.put(self.relay(request, &url).await?));
+            return Verdict { p2p, why }.put(self.relay(request, &url).await);
         }
         let ignored = wishes.ignored_query.clone();
         let ignored =
             ignored.unwrap_or_else(|| decision.map_or(vec![], |decision| decision.ignored_query.to_vec()));
         let (parts, body) = request.into_parts();
         if let Some(named) = content {
-            return Ok(Verdict { p2p, why }.put(self.content(&parts, &named).await?));
+            return Verdict { p2p, why }.put(self.content(&parts, &named).await);
         }
-        match self.file(&parts, &url, &wishes, &ignored).await? {
-            Some(response) => Ok(Verdict { p2p, why }.put(response)),
-            // Without a version in its description nobody could tell today's content from tomorrow's.
-            None => {
-                let response = self.relay(Request::from_parts(parts, body), &url).await?;
-                Ok(Verdict { p2p: false, why: "no-version" }.put(response))
-            }
+        let served = self.file(&parts, &url, &wishes, &ignored).await;
+        if let Some(answered) = served.transpose() {
+            return Verdict { p2p, why }.put(answered);
         }
+        // Without a version in its description nobody could tell today's content from tomorrow's.
+        let relayed = self.relay(Request::from_parts(parts, body), &url).await;
+        Verdict { p2p: false, why: "no-version" }.put(relayed)
     }
 
     pub(crate) fn forward_is_on(&self) -> Result<(), Failure> {

@@ -172,12 +172,9 @@ impl Proxy {
                 match self.decide(&named.registry, Some(&named.repository), &url) {
                     (Action::Deny, _) => Err(Failure::denied()),
                     (Action::Direct, why) => {
-                        let response = self.pass(parts, &named.registry, &path).await?;
-                        Ok(Verdict { p2p: false, why }.put(response))
+                        Verdict { p2p: false, why }.put(self.pass(parts, &named.registry, &path).await)
                     }
-                    (Action::P2p, why) => {
-                        Ok(Verdict { p2p: true, why }.put(self.content(parts, &named).await?))
-                    }
+                    (Action::P2p, why) => Verdict { p2p: true, why }.put(self.content(parts, &named).await),
                 }
             }
             Route::Forward(forward) => {
@@ -186,7 +183,7 @@ impl Proxy {
                     (Action::Deny, _) => Err(Failure::denied()),
                     _ => {
                         let why = if forward.tag_of.is_some() { "tag" } else { "no-content" };
-                        Ok(Verdict { p2p: false, why }.put(self.forward(parts, &forward).await?))
+                        Verdict { p2p: false, why }.put(self.forward(parts, &forward).await)
                     }
                 }
             }

@@ -55,7 +55,7 @@ impl Proxy {
                 }
                 drop(slot);
             });
-            return Ok(Verdict { p2p: true, why: "intercepted" }.put(Response::new(answer::empty())));
+            return Verdict { p2p: true, why: "intercepted" }.put(Ok(Response::new(answer::empty())));
         }
         let mut there =
             self.peer.origin().dial(&url).await.map_err(|error| Failure::of_origin(&error, Kind::Blob))?;
@@ -70,7 +70,7 @@ impl Proxy {
             proxy.stop.run_until_cancelled(work).await;
             drop(slot);
         });
-        Ok(Verdict { p2p: false, why: "tunnel" }.put(Response::new(answer::empty())))
+        Verdict { p2p: false, why: "tunnel" }.put(Ok(Response::new(answer::empty())))
     }
 }
 

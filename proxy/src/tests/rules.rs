@@ -28,7 +28,8 @@ async fn rules_choose_between_peers_origin_and_nothing() {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &world.metrics).unwrap();
     for line in [
-        "darter_proxy_decisions_total{p2p=\"no\",why=\"rule\"} 2",
+        // Two passed on and three refused: two blobs, one tag.
+        "darter_proxy_decisions_total{p2p=\"no\",why=\"rule\"} 5",
         "darter_proxy_decisions_total{p2p=\"yes\",why=\"default\"} 2",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
