@@ -14,7 +14,7 @@ use super::{
     OriginConfig, OriginError, OriginHead, Source, WireBody,
     exchange::{Ask, Exchange, status_error},
     head::{self, Asked, Part},
-    retry,
+    retry::{self, Purpose},
 };
 
 /// Bytes that count as progress: after them the attempts to continue start from their full number again.
@@ -209,7 +209,8 @@ async fn request(
         ask.headers.insert(RANGE, range);
         ask.headers.extend(validator.and_then(header).map(|validator| (IF_RANGE, validator)));
     }
-    let response: Response<WireBody> = retry::until_answered(exchange, &ask, config).await?;
+    let response: Response<WireBody> =
+        retry::until_answered(exchange, &ask, config, Purpose::Content).await?;
     if !matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT) {
         return Err(status_error(response).await);
     }

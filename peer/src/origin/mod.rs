@@ -41,10 +41,10 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration};
 use darter_service::config::duration;
 use http::{Method, Request, Response, StatusCode, request};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
 use crate::limits::Limits;
-use exchange::Exchange;
+use exchange::{Ask, Exchange};
+use retry::Purpose;
 
 /// How patient the client is with origins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Origin {
     /// [`OriginError::Status`] for any answer but a success, and every failure to get an answer.
     pub async fn head(&self, source: &Source) -> Result<OriginHead, OriginError> {
         let ask = source.ask(Method::HEAD)?;
-        let response = retry::until_answered(&self.exchange, &ask, &self.config).await?;
+        let response = self.answer(&ask, Purpose::Content).await?;
         if response.status() != StatusCode::OK {
             return Err(exchange::status_error(response).await);
         }
@@ -116,7 +116,7 @@ impl Origin {
     /// [`OriginError::Status`] for any other answer, and every failure to get an answer.
     pub async fn allows(&self, source: &Source) -> Result<(), OriginError> {
         let ask = source.ask(Method::HEAD)?;
-        let response = self.exchange.allows(&ask, Instant::now() + self.config.first_byte_timeout).await?;
+        let response = self.answer(&ask, Purpose::Permission).await?;
         let status = response.status();
         if status.is_success() || status.is_redirection() {
             Ok(())
@@ -164,7 +164,11 @@ impl Origin {
         let (request::Parts { method, uri, headers, .. }, ()) = request.into_parts();
         let mut ask = Source { url: uri.to_string(), headers: vec![] }.ask(method)?;
         ask.headers = headers;
-        self.exchange.run(&ask, Instant::now() + self.config.first_byte_timeout).await
+        self.answer(&ask, Purpose::Answer).await
+    }
+
+    async fn answer(&self, ask: &Ask, purpose: Purpose) -> Result<Response<WireBody>, OriginError> {
+        retry::until_answered(&self.exchange, ask, &self.config, purpose).await
     }
 }
 

@@ -13,6 +13,17 @@ use super::{
     exchange::{Ask, Exchange},
 };
 
+/// What a request is sent for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The content, or its description: whatever may succeed a moment later is tried again.
+    Content,
+    /// What the origin answers: only a moment that it named itself is waited for.
+    Answer,
+    /// Whether the origin answers: where it sends the caller to fetch does not matter.
+    Permission,
+}
+
 /// Waiting times between attempts where the origin does not name one.
 pub(super) fn backoff() -> Backoff {
     Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
@@ -23,6 +34,7 @@ pub(super) async fn until_answered(
     exchange: &Exchange,
     ask: &Ask,
     config: &OriginConfig,
+    purpose: Purpose,
 ) -> Result<Response<WireBody>, OriginError> {
     let deadline = Instant::now() + config.first_byte_timeout;
     let mut backoff = backoff();
@@ -40,17 +52,19 @@ pub(super) async fn until_answered(
             }
             sleep_until(pause.until).await;
         }
-        let outcome = exchange.run(ask, deadline).await;
+        let outcome = match purpose {
+            Purpose::Content | Purpose::Answer => exchange.run(ask, deadline).await,
+            Purpose::Permission => exchange.allows(ask, deadline).await,
+        };
         let Some(wait) = wait(&outcome, &mut backoff) else {
             return outcome;
         };
-        if let Ok(response) = &outcome
-            && response.body().is_from(&ask.url)
-            && response.headers().contains_key(RETRY_AFTER)
-        {
+        let named = outcome.as_ref().ok().filter(|response| names_a_pause(response));
+        if let Some(response) = named.filter(|response| response.body().is_from(&ask.url)) {
             exchange.pauses.note(&ask.url, response.status().as_u16(), wait);
         }
-        if left == 0 || Instant::now() + wait >= deadline {
+        let hopeless = purpose != Purpose::Content && named.is_none();
+        if hopeless || left == 0 || Instant::now() + wait >= deadline {
             return outcome;
         }
         // Gives the connection back before the wait.
@@ -75,6 +89,12 @@ fn wait(outcome: &Result<Response<WireBody>, OriginError>, backoff: &mut Backoff
         Err(OriginError::Unreachable { .. }) => Some(backoff.wait()),
         Err(_) => None,
     }
+}
+
+/// Whether an origin says for how long it wants to be left alone.
+fn names_a_pause(response: &Response<WireBody>) -> bool {
+    let busy = matches!(response.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    busy && retry_after(response.headers()).is_some()
 }
 
 /// `Retry-After` (RFC 9110, section 10.2.3) with up to a tenth more, so that not all come back in the same moment.

@@ -173,7 +173,7 @@ async fn run_all(cases: Vec<Case>) {
 async fn refusals_are_passed_on() {
     let mut cases = vec![];
     for heads_too in [false, true] {
-        // 429 and 503 would have everybody stay away for the time that Retry-After names.
+        // 429 and 503 have everybody stay away for the time that Retry-After names: see below.
         for status in [401, 403, 404, 416, 500, 502, 504] {
             let refusal = whole(
                 &format!("{status} No"),
@@ -191,6 +191,46 @@ async fn refusals_are_passed_on() {
         }
     }
     run_all(cases).await;
+}
+
+#[tokio::test]
+async fn an_origin_that_wants_to_be_left_alone_is_left_alone_by_all() {
+    let content = bytes(LEN);
+    let digest = Digest::sha256(&content);
+    for status in [429, 503] {
+        for first in [format!("blobs/{digest}"), format!("manifests/{digest}"), "manifests/latest".into()] {
+            let headers = ["Retry-After: 3600".to_owned(), "Content-Length: 0".to_owned()];
+            let answer = vec![Act::Send(head(&format!("{status} Later"), &headers))];
+            let origin = BadOrigin::start(move |_| answer.clone()).await;
+            let world = impatient().await;
+            for path in [first, format!("blobs/{digest}"), "manifests/latest".into()] {
+                for method in [Method::GET, Method::HEAD] {
+                    let path = format!("/v2/a/{path}?ns={}", origin.name);
+                    let answer = timeout(PROMPT, world.ask(method, &path, &[])).await.unwrap();
+                    assert_eq!(answer.status, status, "{path}");
+                }
+            }
+            assert_eq!(origin.seen().len(), 1, "asked again although it wanted to be left alone");
+            world.stop().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_short_pause_is_waited_out() {
+    for status in ["429 Later", "503 Later"] {
+        let content = bytes(LEN);
+        let digest = Digest::sha256(&content);
+        let origin = BadOrigin::start(move |asked| match asked.before {
+            0 => whole(status, &["Retry-After: 1".to_owned()], b""),
+            _ => good(asked, &content),
+        })
+        .await;
+        let world = impatient().await;
+        let answer = world.get(&format!("/v2/a/blobs/{digest}?ns={}", origin.name)).await;
+        assert!(answer.content() == bytes(LEN), "{status}");
+        world.stop().await;
+    }
 }
 
 #[tokio::test]
