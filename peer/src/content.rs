@@ -1,5 +1,7 @@
 //! A handle on a task's content: wait for leaves, read them, stream them.
 
+mod begun;
+
 use std::{
     fmt,
     ops::Range,
@@ -18,9 +20,11 @@ use tokio::{
     time::timeout,
 };
 
+use self::begun::Begun;
 use crate::{
     Class, Geometry, StoredFile, TaskError, TaskId,
     metrics::PeerMetrics,
+    origin::Source,
     store::{Entry, Pin},
 };
 
@@ -67,6 +71,12 @@ pub(crate) type Reopen = Arc<dyn Fn() -> BoxFuture<'static, Result<Content, Task
 /// What the handles and the download share.
 pub(crate) struct Shared {
     pub(crate) id: TaskId,
+    /// What the origin is asked with, if this peer asks it.
+    pub(crate) source: Option<Source>,
+    /// Set once the origin has answered that with the content.
+    pub(crate) granted: watch::Sender<bool>,
+    /// What comes from the origin just now.
+    pub(crate) begun: Begun,
     /// Set once the geometry is known.
     pub(crate) entry: watch::Sender<Option<Arc<Entry>>>,
     /// Set once: everything is there and checked, or it will never be.
@@ -89,16 +99,20 @@ impl Shared {
     /// A task that a download works on; it hears of readers' demands through the receiver.
     pub(crate) fn downloading(
         id: TaskId,
+        source: Option<Source>,
         stall: Duration,
         reopen: Reopen,
     ) -> (Arc<Self>, mpsc::Receiver<Demand>) {
         let (demands, receiver) = mpsc::channel(256);
-        (Arc::new(Self::new(id, Some(demands), stall, reopen)), receiver)
+        (Arc::new(Self { source, ..Self::new(id, Some(demands), stall, reopen) }), receiver)
     }
 
     fn new(id: TaskId, demands: Option<mpsc::Sender<Demand>>, stall: Duration, reopen: Reopen) -> Self {
         Self {
             id,
+            source: None,
+            granted: watch::Sender::new(false),
+            begun: Begun::default(),
             entry: watch::Sender::new(None),
             outcome: watch::Sender::new(None),
             handles: watch::Sender::new(0),
@@ -178,6 +192,20 @@ impl Content {
         Ok(self.entry().await?.geometry().clone())
     }
 
+    /// Waits until the origin answers this very request, with these headers, with the content. False if it did so before,
+    /// or will not be asked that: the task asks with other headers, or has ended.
+    pub async fn granted(&self, source: &Source) -> bool {
+        let (mut granted, mut outcome) = (self.shared.granted.subscribe(), self.shared.outcome.subscribe());
+        let before = *granted.borrow_and_update();
+        !before
+            && self.shared.source.as_ref() == Some(source)
+            && tokio::select! {
+                biased;
+                granted = granted.changed() => granted.is_ok(),
+                _ = outcome.wait_for(Option::is_some) => false,
+            }
+    }
+
     /// Whether a leaf is here already.
     pub fn has(&self, leaf: u32) -> bool {
         self.shared.entry.borrow().as_ref().is_some_and(|entry| entry.has(leaf))
@@ -251,22 +279,20 @@ impl Content {
         &self,
         range: Range<u64>,
     ) -> impl Stream<Item = Result<Bytes, TaskError>> + Send + 'static + use<> {
-        let content = self.clone();
-        stream::try_unfold(range, move |range| {
-            let content = content.clone();
-            async move {
-                if range.is_empty() {
-                    return Ok(None);
-                }
-                let bytes = content.next(range.clone()).await?;
-                let read = bytes.len() as u64;
-                Ok(Some((bytes, range.start + read..range.end)))
+        let begin = (self.clone(), range, Bytes::new());
+        stream::try_unfold(begin, |(content, range, early): (Self, Range<u64>, Bytes)| async move {
+            if range.is_empty() {
+                return Ok(None);
             }
+            let (bytes, early) = content.next(range.clone(), early).await?;
+            let rest = range.start + bytes.len() as u64..range.end;
+            Ok(Some((bytes, (content, rest, early))))
         })
     }
 
-    /// At least one byte from the start of `range`.
-    async fn next(&self, range: Range<u64>) -> Result<Bytes, TaskError> {
+    /// At least one byte from the start of `range`, and those of them that belong to a leaf that is still on its way.
+    /// `early` is what was given before of the leaf in which `range` starts.
+    async fn next(&self, range: Range<u64>, early: Bytes) -> Result<(Bytes, Bytes), TaskError> {
         let entry = self.entry().await?;
         let geometry = entry.geometry();
         let outside = || TaskError::Local(format!("{} has no byte {}", self.shared.id, range.start));
@@ -275,12 +301,25 @@ impl Content {
         let leaf = geometry.leaf_range(first).ok_or_else(outside)?;
         let (skip, until) = (range.start - leaf.start, range.end.min(leaf.end) - leaf.start);
         let is_last = first == geometry.leaves().saturating_sub(1);
+        // The rest of the leaf will be read too, and shows then whether its beginning was the right one.
+        if skip == 0 && range.end >= leaf.end && !is_last {
+            let arrival = self.arrival(&entry, ahead.clone(), Class::Stream);
+            tokio::select! {
+                biased;
+                arrived = arrival => drop(arrived?),
+                begun = self.shared.begun.of(first) => return Ok((begun.clone(), begun)),
+            }
+        }
         // Whole leaves, because only these are checked again on their way from the disk.
         let bytes = self.read_leaf(ahead, Class::Stream, is_last).await?;
+        if !bytes.starts_with(&early) {
+            let reason = "the first bytes that came from the origin are not those of the content";
+            return Err(TaskError::Unreachable(reason.to_owned()));
+        }
         match (usize::try_from(skip), usize::try_from(until)) {
             (Ok(skip), Ok(until)) if until <= bytes.len() => {
                 self.count_local((until - skip) as u64);
-                Ok(bytes.slice(skip..until))
+                Ok((bytes.slice(skip..until), Bytes::new()))
             }
             _ => Err(outside()),
         }
@@ -419,5 +458,51 @@ where
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(Into::into),
         Err(_) => Err(TaskError::Cancelled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        LEAF_LEN,
+        digest::leaf_digest,
+        store::{Store, StoreConfig},
+    };
+    use futures_util::{FutureExt as _, StreamExt as _};
+    use std::pin::pin;
+
+    const LEN: u64 = 2 * LEAF_LEN as u64;
+
+    /// A content of sevens that is being downloaded, of which nothing is here.
+    fn downloading(store: &Store, number: u8) -> (Content, Arc<Entry>, mpsc::Receiver<Demand>) {
+        let id = TaskId::of_url("x", &number.to_string());
+        let reopen: Reopen = Arc::new(|| Box::pin(async { Err(TaskError::Cancelled) }));
+        let (shared, demands) = Shared::downloading(id.clone(), None, Duration::from_secs(60), reopen);
+        let entry = store.create(&id, Geometry::Fixed { len: LEN }).unwrap();
+        shared.set_entry(entry.clone());
+        (Content::joined(shared), entry, demands)
+    }
+
+    #[tokio::test]
+    async fn a_leaf_that_ends_otherwise_than_it_began_ends_the_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig { dir: dir.path().to_owned(), min_free: 0, ..StoreConfig::default() };
+        let store = Store::open(&config).unwrap();
+        let leaf = vec![7; LEAF_LEN as usize];
+        for begun in [7, 8] {
+            let (content, entry, _demands) = downloading(&store, begun);
+            let beginning = vec![begun; 100];
+            content.shared.begun.show(0, &beginning.clone().into());
+            let mut stream = pin!(content.read(0..LEN));
+            assert_eq!(stream.next().await.unwrap().unwrap(), beginning);
+            // What ends within the leaf would not be compared with it.
+            assert!(pin!(content.read(0..50)).next().now_or_never().is_none());
+            entry.write_leaf(0, leaf_digest(&leaf), &leaf).unwrap();
+            match stream.next().await.unwrap() {
+                Ok(rest) => assert_eq!((begun, &*rest), (7, &leaf[100..])),
+                Err(error) => assert!(begun == 8 && matches!(error, TaskError::Unreachable(_)), "{error}"),
+            }
+        }
     }
 }

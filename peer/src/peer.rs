@@ -276,9 +276,9 @@ impl Peer {
         {
             return Ok(Content::joined(occupied.get().shared.clone()));
         }
-        let (shared, demands) = Shared::downloading(want.id.clone(), stall, reopen);
+        let (shared, demands) = Shared::downloading(want.id.clone(), want.source, stall, reopen);
         let (inbox, heard) = mpsc::channel(256);
-        let mut download = Download::new(self.inner.means.clone(), shared.clone(), want.source, want.class);
+        let mut download = Download::new(self.inner.means.clone(), shared.clone(), want.class);
         if let Some(entry) = entry {
             download = download.with_entry(entry);
         }

@@ -89,7 +89,6 @@ pub(crate) struct Means {
 pub(crate) struct Download {
     means: Means,
     shared: Arc<Shared>,
-    source: Option<Source>,
     class: Class,
     /// The scheduler told this seed to fetch: it holds the lease.
     leased: bool,
@@ -163,12 +162,11 @@ enum Unstored {
 }
 
 impl Download {
-    pub(crate) fn new(means: Means, shared: Arc<Shared>, source: Option<Source>, class: Class) -> Self {
+    pub(crate) fn new(means: Means, shared: Arc<Shared>, class: Class) -> Self {
         let now = Instant::now();
         let progress = TaskProgress { task: shared.id.to_string(), ..TaskProgress::default() };
         Self {
             means,
-            source,
             class,
             leased: false,
             known: Vec::new(),
@@ -318,7 +316,7 @@ impl Download {
         if !(self.leased || alone) || !self.plan.as_ref().is_none_or(Plan::wants) {
             return Ok(());
         }
-        match self.source.clone() {
+        match self.shared.source.clone() {
             Some(source) => self.start_fetch(source),
             None if alone && self.parents.is_empty() => {
                 return Err(TaskError::NotFound(self.shared.id.clone()));
@@ -349,7 +347,7 @@ impl Download {
         self.back_to_source = BackToSource::Running;
         self.reading = Some(self.means.sources.reads(&self.shared.id));
         let fetch = Fetch {
-            id: self.shared.id.clone(),
+            shared: self.shared.clone(),
             source,
             origin: self.means.origin.clone(),
             store: self.means.store.clone(),

@@ -11,8 +11,8 @@ use tokio::{
 };
 
 use crate::{
-    Geometry, LeafDigest, LeafSet, TaskError, TaskId,
-    content::blocking,
+    Geometry, LeafDigest, LeafSet, TaskError,
+    content::{Shared, blocking},
     digest::leaf_digest,
     origin::{Origin, OriginBody, OriginError, Source},
     store::{Entry, Store, StoreError},
@@ -38,7 +38,7 @@ pub(super) enum News {
 
 /// One back-to-source fetch of a task.
 pub(super) struct Fetch {
-    pub(super) id: TaskId,
+    pub(super) shared: Arc<Shared>,
     pub(super) source: Source,
     pub(super) origin: Origin,
     pub(super) store: Store,
@@ -96,6 +96,7 @@ impl Fetch {
             Some(entry) => (entry, None),
             None => {
                 let body = self.origin.get(&self.source, None).await?;
+                self.shared.granted.send_replace(true);
                 match body.head.len {
                     Some(len) => (self.create(len).await?, Some(body)),
                     None => return self.unknown_length(body).await,
@@ -132,11 +133,14 @@ impl Fetch {
                 if other_len {
                     return Err(self.forget().await);
                 }
-                (start, opened?)
+                let body = opened?;
+                self.shared.granted.send_replace(true);
+                (start, body)
             }
         };
         let mut writes = JoinSet::new();
         let mut buffer = Cutter::default();
+        self.shared.begun.show(leaf, buffer.begin(&mut body).await?);
         while let Some(range) = geometry.leaf_range(leaf) {
             if entry.is_unkept() && !self.covered.is_wanted(leaf).await {
                 break;
@@ -166,7 +170,7 @@ impl Fetch {
     /// The origin says that the content has another length than what is here. Neither was ever checked, and who lied
     /// cannot be known: the next one who asks begins anew.
     async fn forget(&self) -> TaskError {
-        let (store, id) = (self.store.clone(), self.id.clone());
+        let (store, id) = (self.store.clone(), self.shared.id.clone());
         match blocking(move || store.remove(&id)).await {
             Ok(_) => TaskError::Unreachable("the origin's content has another length now".to_owned()),
             Err(error) => error,
@@ -179,6 +183,7 @@ impl Fetch {
     ) -> Result<(), TaskError> {
         let Some(Ok(result)) = result else { return Err(TaskError::Cancelled) };
         let (leaf, digest, bytes) = result?;
+        self.shared.begun.end();
         self.tell(News::Leaf { leaf, digest, bytes }).await
     }
 
@@ -187,7 +192,7 @@ impl Fetch {
     }
 
     async fn create(&self, len: u64) -> Result<Arc<Entry>, TaskError> {
-        let (store, id) = (self.store.clone(), self.id.clone());
+        let (store, id) = (self.store.clone(), self.shared.id.clone());
         let entry = blocking(move || store.admit(&id, Geometry::Fixed { len })).await?;
         self.tell(News::Entry(entry.clone())).await?;
         Ok(entry)
@@ -248,6 +253,12 @@ struct Cutter {
 }
 
 impl Cutter {
+    /// The bytes with which the body begins.
+    async fn begin(&mut self, body: &mut OriginBody) -> Result<&Bytes, TaskError> {
+        self.rest = body.next().await?.unwrap_or_default();
+        Ok(&self.rest)
+    }
+
     /// The next leaf; `None` if the body ends before it does.
     async fn cut(&mut self, body: &mut OriginBody, range: Range<u64>) -> Result<Option<Bytes>, TaskError> {
         let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);

@@ -16,10 +16,10 @@ impl Download {
         self.registered =
             Some(Registered { generation: live.generation, at: Instant::now(), answered: false });
         let register = Register {
-            task: Some(wire::task_to_proto(&self.shared.id, self.source.as_ref())),
+            task: Some(wire::task_to_proto(&self.shared.id, self.shared.source.as_ref())),
             held: self.plan.as_ref().map_or(0, |plan| plan.held().count()),
             class: self.class as u32,
-            digests_known: self.shared.id.digest().is_none() && self.source.is_none(),
+            digests_known: self.shared.id.digest().is_none() && self.shared.source.is_none(),
             from_origin: self.leased || self.back_to_source == BackToSource::Running,
         };
         live.send(Said::Register(register)).await;

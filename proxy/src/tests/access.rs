@@ -121,12 +121,33 @@ async fn a_pull_asks_once_for_each_content() {
     world.ask(Method::GET, &manifest(&registry, PRIVATE, &image), &token).await.content();
     world.ask(Method::GET, &blob(&registry, PRIVATE, &layer), &token).await.content();
     let asked: Vec<_> = registry.seen().into_iter().map(|seen| seen.method).collect();
-    assert_eq!(asked[..2], [Method::HEAD, Method::GET]);
-    assert_eq!(registry.count(Method::HEAD, &layer.to_string()), 1);
-    assert_eq!(registry.count(Method::GET, &layer.to_string()), 1);
+    // That the origin sends a content says that the caller may read it.
+    assert_eq!(asked, [Method::HEAD, Method::GET, Method::GET]);
     // What was said a moment ago is not asked again.
     world.ask(Method::GET, &blob(&registry, PRIVATE, &layer), &token).await.content();
-    assert_eq!(registry.seen().len(), 4);
+    assert_eq!(registry.seen().len(), 3);
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn what_the_origin_sends_to_one_is_not_for_another() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let (release, released) = tokio::sync::watch::channel(false);
+    let content = bytes(2 * MIB);
+    let layer = registry.blob(PRIVATE, &content, Some(Fault::Holds { after: MIB, released }));
+    for (repository, headers) in [("public", &[][..]), (PRIVATE, &[("authorization", TOKEN)])] {
+        registry.manifest(repository, b"{\"layers\": []}", "text/x");
+        world.ask(Method::GET, &manifest(&registry, repository, "latest"), headers).await.content();
+    }
+
+    let mine = blob(&registry, PRIVATE, &layer);
+    let request = Request::get(&mine).header("authorization", TOKEN).body(Empty::new()).unwrap();
+    let running = world.send(request).await;
+    // Both are welcome in a repository, but not with this content.
+    assert_refused(&registry, &world.get(&mine).await);
+    assert_eq!(world.get(&blob(&registry, "public", &layer)).await.status, 404);
+    release.send_replace(true);
+    assert!(Answer::read(running).await.content() == content);
     world.stop().await;
 }
 

@@ -169,3 +169,21 @@ async fn two_at_once_are_one_fetch() {
     assert_eq!(registry.count(Method::GET, &digest.to_string()), 1);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn the_first_bytes_wait_for_neither_their_leaf_nor_a_question() {
+    let (world, registry) = (World::start().await, Registry::start().await);
+    let image = registry.manifest("a", b"{\"layers\": []}", "text/x");
+    world.get(&manifest(&registry, "a", &image)).await.content();
+    let (release, released) = tokio::sync::watch::channel(false);
+    let content = bytes(MIB);
+    let digest = registry.blob("a", &content, Some(Fault::Holds { after: 100_000, released }));
+    let request = Request::get(blob(&registry, "a", &digest)).body(Empty::new()).unwrap();
+    let mut response = world.send(request).await;
+    let first = response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap();
+    assert!(!first.is_empty() && content.starts_with(&first));
+    release.send_replace(true);
+    assert!([first.to_vec(), Answer::read(response).await.content()].concat() == content);
+    assert_eq!(registry.count(Method::HEAD, &digest.to_string()), 0);
+    world.stop().await;
+}
