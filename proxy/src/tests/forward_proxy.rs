@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{Action, ForwardConfig, RuleConfig};
+use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn config(rules: Vec<RuleConfig>) -> Config {
@@ -119,21 +120,23 @@ async fn connect_opens_a_tunnel_where_it_may() {
     world.stop().await;
 }
 
-/// A TLS client that trusts one authority.
+/// A TLS client that trusts one authority and offers these protocols.
 async fn secure(
     stream: TcpStream,
     ca: &std::path::Path,
     host: &str,
+    protocols: &[&str],
 ) -> tokio_rustls::client::TlsStream<TcpStream> {
     use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     connector.connect(ServerName::try_from(host.to_owned()).unwrap(), stream).await.unwrap()
 }
@@ -173,7 +176,7 @@ async fn a_listed_registry_s_tunnel_is_opened_and_served_by_peers() {
             answer.push(stream.read_u8().await.unwrap());
         }
         assert!(answer.starts_with(b"HTTP/1.1 200"));
-        let stream = secure(stream, &dir.path().join("ca.pem"), "registry.example").await;
+        let stream = secure(stream, &dir.path().join("ca.pem"), "registry.example", &[]).await;
         let answer = get_over(stream, "registry.example", &format!("/v2/a/blobs/{digest}")).await;
         assert_eq!(answer.header("x-darter-source"), Some(source));
         assert!(answer.content() == content);
@@ -192,9 +195,23 @@ async fn with_a_certificate_the_same_port_takes_tls() {
     std::fs::write(&key, made.serialize_pem()).unwrap();
     let config = Config { certificate_file: Some(file.clone()), key_file: Some(key), ..Config::default() };
     let world = World::with(config).await;
-    let path = blob(&registry, "a", &registry.blob("a", b"content", None));
-    let stream = secure(TcpStream::connect(world.address).await.unwrap(), &file, "localhost").await;
-    assert_eq!(get_over(stream, "localhost", &path).await.content(), b"content");
-    assert_eq!(world.get(&path).await.content(), b"content");
+    let content = bytes(MIB);
+    let path = blob(&registry, "a", &registry.blob("a", &content, None));
+    let connect = async |protocols: &[&str]| {
+        secure(TcpStream::connect(world.address).await.unwrap(), &file, "localhost", protocols).await
+    };
+    assert!(get_over(connect(&[]).await, "localhost", &path).await.content() == content);
+    assert!(world.get(&path).await.content() == content);
+
+    let stream = connect(&["h2", "http/1.1"]).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let url = format!("https://localhost:{}{path}", world.address.port());
+    let answer = sender.send_request(Request::get(url).body(Empty::<Bytes>::new()).unwrap()).await.unwrap();
+    assert_eq!(answer.version(), http::Version::HTTP_2);
+    assert!(Answer::read(answer).await.content() == content);
+    drop(sender);
     world.stop().await;
 }
