@@ -40,7 +40,9 @@ impl Client {
     pub(crate) fn get(&mut self, path: &str, stop: &AtomicBool, each: impl Fn(u64)) -> Result<Answer> {
         let started = Instant::now();
         let accept = "application/vnd.oci.image.manifest.v1+json, */*";
-        write!(self.stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nAccept: {accept}\r\n\r\n", self.address)?;
+        // In one packet, as clients do.
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nAccept: {accept}\r\n\r\n", self.address);
+        self.stream.write_all(request.as_bytes())?;
         let (head, mut bytes) = self.head()?;
         let head = String::from_utf8(head)?.to_ascii_lowercase();
         ensure!(head.starts_with("http/1.1 200 "), "{path}: {head}");
