@@ -4,6 +4,7 @@ mod part;
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +13,7 @@ use darter_peer::Digest;
 use darter_proto::peer::{
     ContentInfo, GetReply, GetRequest, Header, get_reply::Message, peer_client::PeerClient,
 };
+use darter_proxy::range::{Selection, select};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tonic::{Status, Streaming, transport::Channel};
 
@@ -35,7 +37,11 @@ pub(crate) struct Get {
     /// Headers for the origin: a file with one `Name: value` a line, so that no secret is seen in the process list.
     #[arg(long, value_name = "FILE")]
     headers: Option<PathBuf>,
-    /// Query parameters that do not tell one file from another, as those of a presigned URL's signature.
+    /// Only these bytes of it: FIRST-LAST, FIRST- or -COUNT, as in HTTP.
+    #[arg(long, value_name = "RANGE", allow_hyphen_values = true)]
+    range: Option<String>,
+    /// Query parameters that do not tell one file from another, as those of a presigned URL's signature. Without it the
+    /// node's rules say which these are.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     ignore_query: Vec<String>,
     /// Show no progress bar.
@@ -52,31 +58,45 @@ impl Get {
             headers: self.headers.as_deref().map(read_headers).transpose()?.unwrap_or_default(),
             digest: self.digest.as_ref().map(Digest::to_string).unwrap_or_default(),
             offset: 0,
+            end: None,
             ignored_query: self.ignore_query.clone(),
         };
         let mut client = self.control.connect().await?;
         let (info, mut replies) = open(&mut client, request.clone()).await?;
-        let mut part = Part::open(&self.output, &info.task)?;
-        if part.len() > 0 && part.len() <= info.length {
-            replies = open(&mut client, GetRequest { offset: part.len(), ..request }).await?.1;
+        let wanted = self.wanted(info.length)?;
+        let (name, length) = match &self.range {
+            Some(_) => (format!("{} {wanted:?}", info.task), wanted.end - wanted.start),
+            None => (info.task, info.length),
+        };
+        let mut part = Part::open(&self.output, &name)?;
+        if wanted != (0..info.length) || (part.len() > 0 && part.len() <= length) {
+            let (offset, end) = (wanted.start + part.len(), Some(wanted.end));
+            replies = open(&mut client, GetRequest { offset, end, ..request }).await?.1;
         }
-        let bar = self.bar(info.length, part.len());
+        let bar = self.bar(length, part.len());
         while let Some(reply) = replies.message().await.map_err(|status| said(&status))? {
             if let Some(Message::Data(bytes)) = reply.message {
                 part.write(&bytes)?;
                 bar.inc(bytes.len() as u64);
             }
         }
-        if part.len() != info.length {
-            bail!(
-                "the peer sent {} of {} bytes; the same command goes on from there",
-                part.len(),
-                info.length
-            );
+        if part.len() != length {
+            bail!("the peer sent {} of {length} bytes; the same command goes on from there", part.len());
         }
-        part.finish(self.digest.as_ref())?;
+        // What is the whole's digest was checked by the peer.
+        part.finish(self.digest.as_ref().filter(|_| self.range.is_none()))?;
         bar.finish();
         Ok(())
+    }
+
+    /// The bytes that are wanted of so many.
+    fn wanted(&self, length: u64) -> anyhow::Result<Range<u64>> {
+        let Some(range) = &self.range else { return Ok(0..length) };
+        match select(Some(&format!("bytes={range}")), length) {
+            Selection::Part(wanted) => Ok(wanted),
+            Selection::Unsatisfiable => bail!("--range {range}: the content has {length} bytes"),
+            Selection::Whole => bail!("--range {range}: expected FIRST-LAST, FIRST- or -COUNT"),
+        }
     }
 
     fn bar(&self, length: u64, done: u64) -> ProgressBar {

@@ -70,6 +70,7 @@ pub(crate) async fn run(config: PeerRole, path: &Path, shutdown: CancellationTok
         let address = listener.local_addr()?.to_string();
         peer.add_status(Box::new(move |status| status.proxy_address.clone_from(&address)));
         let proxy = Server::new(proxy, peer.clone(), &mut metrics)?;
+        peer.set_file_rules(proxy.file_rules());
         server = Some(proxy.clone());
         let until = shutdown.clone();
         services.spawn(async move {

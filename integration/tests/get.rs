@@ -72,6 +72,32 @@ fn a_file_is_fetched_by_its_url_and_checked_against_its_digest() -> Result<()> {
 }
 
 #[test]
+fn a_part_of_a_file_is_fetched_by_its_range() -> Result<()> {
+    run_test(async |lab| {
+        let fixture = Fixture::start(&lab).await?;
+        let whole = std::fs::read(fixture.image.path_of(&fixture.blob))?;
+        for (range, expected) in [
+            ("10-19", &whole[10..20]),
+            ("300000-", &whole[300_000..]),
+            ("-7", &whole[whole.len() - 7..]),
+            ("0-99999999999", &whole[..]),
+        ] {
+            for digest in [&[][..], &["--digest", &fixture.blob.digest]] {
+                let file = lab.dir().join(format!("part{range}-{}", digest.len()));
+                fixture.get(&file)?.args(["--range", range]).args(digest).run().await?;
+                assert!(std::fs::read(&file)? == expected, "{range}");
+            }
+        }
+        for refused in ["5-4", "0-1,3-4", "99999999999-"] {
+            let file = lab.dir().join("refused");
+            fixture.get(&file)?.args(["--range", refused]).run().await.expect_err("no range of it");
+            assert!(!file.exists());
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_presigned_url_is_the_same_file_under_every_signature() -> Result<()> {
     run_test(async |lab| {
         let fixture = Fixture::start(&lab).await?;

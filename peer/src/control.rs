@@ -1,7 +1,8 @@
 //! The peer's control socket: `darter status` and `darter get`.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, pin::Pin, time::Duration};
+use std::{fs, future::ready, os::unix::fs::PermissionsExt, path::Path, pin::Pin, time::Duration};
 
+use bytes::Bytes;
 use darter_proto::{
     MAX_MESSAGE_LEN,
     peer::{
@@ -22,7 +23,7 @@ use tonic::{Request, Response, Status, transport::Server};
 use url::Url;
 
 use crate::{
-    Bucket, Class, Digest, LimitsConfig, Peer, TaskError, TaskId, Want,
+    Bucket, Class, Content, Digest, LimitsConfig, Peer, TaskError, TaskId, Want,
     content::blocking,
     origin::Source,
     peer::StartError,
@@ -90,14 +91,15 @@ impl PeerService for Control {
         let request = request.into_inner();
         let content = self.peer.open(want(&self.peer, &request).await?).await.map_err(to_status)?;
         let length = content.geometry().await.map_err(to_status)?.len();
-        if request.offset > length {
+        let end = request.end.map_or(length, |end| end.min(length));
+        if request.offset > end {
             return Err(Status::out_of_range(format!(
-                "the content has {length} bytes, {} are to be skipped",
+                "of the content's {length} bytes none is at {} and before {end}",
                 request.offset
             )));
         }
         let info = ContentInfo { length, task: content.id().to_string() };
-        let data = content.read(request.offset..length);
+        let data = content.read(request.offset..end).chain(whole(content));
         let first = stream::once(async { Ok(GetReply { message: Some(get_reply::Message::Info(info)) }) });
         let rest = data.map(|bytes| match bytes {
             Ok(bytes) => Ok(GetReply { message: Some(get_reply::Message::Data(bytes)) }),
@@ -165,17 +167,31 @@ impl PeerService for Control {
     }
 }
 
+/// Nothing, or why the content is not what its digest says: a part of it is known to be right only with the whole.
+fn whole(content: Content) -> impl Stream<Item = Result<Bytes, TaskError>> + Send {
+    let checked = stream::once(async move {
+        match content.id().digest() {
+            Some(_) => content.finished().await,
+            None => Ok(()),
+        }
+    });
+    checked.filter_map(|checked| ready(checked.err().map(Err)))
+}
+
 /// What a `darter get` asks for: by digest if it is known, otherwise by the version that the origin describes.
 async fn want(peer: &Peer, request: &GetRequest) -> Result<Want, Status> {
     let headers = request.headers.iter().map(|header| wire::header_from(&header.name, &header.value));
     let headers =
         headers.collect::<Result<_, _>>().map_err(|error| Status::invalid_argument(error.to_string()))?;
     let source = Source { url: request.url.clone(), headers };
+    let url = Url::parse(&request.url)
+        .map_err(|error| Status::invalid_argument(format!("{}: {error}", request.url)))?;
+    let rules = peer.inner.file_rules.get();
+    let ruled = rules.map_or(Ok(Vec::new()), |rules| rules(&url)).map_err(Status::permission_denied)?;
+    let ignored = if request.ignored_query.is_empty() { &ruled } else { &request.ignored_query };
     let id = if request.digest.is_empty() {
         let head = peer.origin().head(&source).await.map_err(|error| to_status(error.into()))?;
-        let url = Url::parse(&request.url)
-            .map_err(|error| Status::invalid_argument(format!("{}: {error}", request.url)))?;
-        TaskId::of_file(&url, &request.ignored_query, ["", ""], &head)
+        TaskId::of_file(&url, ignored, ["", ""], &head)
     } else {
         let digest: Digest = request
             .digest
@@ -201,6 +217,10 @@ fn to_status(error: TaskError) -> Status {
     }
 }
 
+/// What the node's rules say of a URL that somebody wants as a file: which of its query parameters do not tell one file
+/// from another, or why it is not to be had here.
+pub type FileRules = Box<dyn Fn(&Url) -> Result<Vec<String>, String> + Send + Sync>;
+
 /// Completes a status with what one part of the peer knows.
 pub type StatusPart = Box<dyn Fn(&mut StatusReply) + Send + Sync>;
 
@@ -208,6 +228,11 @@ impl Peer {
     /// Adds what another part, as proxy or snapshotter, knows to every later status.
     pub fn add_status(&self, part: StatusPart) {
         self.inner.status_parts.lock().push(part);
+    }
+
+    /// Has the node's rules apply to `darter get`. The first ones stay.
+    pub fn set_file_rules(&self, rules: FileRules) {
+        self.inner.file_rules.set(rules).ok();
     }
 
     /// How full the store is.

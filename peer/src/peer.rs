@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, hash_map},
     num::NonZeroUsize,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -29,7 +29,7 @@ use crate::{
     Class, Content, Digest, LayerMaker, TaskError, TaskId, cluster,
     config::{Config, advertised},
     content::{Reopen, Shared, blocking},
-    control::{self, StatusPart},
+    control::{self, FileRules, StatusPart},
     download::{DemandClock, Download, DownloadStatus, Means, task_of},
     layers::{Awaited, Made},
     limits::{Limits, LimitsConfig},
@@ -88,6 +88,7 @@ pub(crate) struct Inner {
     pub(crate) transfer_address: String,
     pub(crate) transfer_metrics: TransferMetrics,
     pub(crate) status_parts: Mutex<Vec<StatusPart>>,
+    pub(crate) file_rules: OnceLock<FileRules>,
     pub(crate) started: Instant,
     pub(crate) tracker: TaskTracker,
     pub(crate) shutdown: CancellationToken,
@@ -219,6 +220,7 @@ impl Peer {
             transfer_address,
             transfer_metrics,
             status_parts: Mutex::default(),
+            file_rules: OnceLock::new(),
             started: Instant::now(),
             tracker,
             shutdown,

@@ -20,7 +20,7 @@ use crate::{
     dragonfly::Wishes,
     proxy::Proxy,
     route::{self, Route},
-    rules::{Action, Subject},
+    rules::{Action, Decision, Subject},
 };
 
 impl Proxy {
@@ -62,6 +62,18 @@ impl Proxy {
         // Without a version in its description nobody could tell today's content from tomorrow's.
         let relayed = self.relay(Request::from_parts(parts, body), &url).await;
         Verdict { p2p: false, why: "no-version" }.put(relayed)
+    }
+
+    /// What the rules say of a URL that somebody wants through peers without this proxy: the query parameters that do not
+    /// count, or why he does not get it.
+    pub(crate) fn file_rule(&self, url: &Url) -> Result<Vec<String>, String> {
+        let host = host(url);
+        let content = self.registry_content(url, &host);
+        let repository = content.as_ref().map(|named| named.repository.as_str());
+        match self.rules.load().decide(Subject { registry: &host, repository, url: url.as_str() }) {
+            Some(Decision { action: Action::Deny, .. }) => Err("this node's rules refuse it".to_owned()),
+            decision => Ok(decision.map_or(vec![], |decision| decision.ignored_query.to_vec())),
+        }
     }
 
     pub(crate) fn forward_is_on(&self) -> Result<(), Failure> {

@@ -20,7 +20,7 @@ mod metrics;
 mod outlet;
 mod patience;
 mod proxy;
-mod range;
+pub mod range;
 mod route;
 mod rules;
 mod server;

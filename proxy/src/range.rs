@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What part of a content a request gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Selection {
+pub enum Selection {
     /// All of it, as 200.
     Whole,
     /// These bytes, as 206.
@@ -17,7 +17,7 @@ pub(crate) enum Selection {
 ///
 /// A header that is not understood, or that names several ranges, is ignored, as the RFC allows. An empty content is
 /// always given whole: runtimes send `bytes=0-` with every request.
-pub(crate) fn select(header: Option<&str>, len: u64) -> Selection {
+pub fn select(header: Option<&str>, len: u64) -> Selection {
     let Some(spec) = header.and_then(parse).filter(|_| len > 0) else {
         return Selection::Whole;
     };

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use darter_peer::{Peer, origin::OriginError};
+use darter_peer::{Peer, control::FileRules, origin::OriginError};
 use darter_service::{Registry, listen};
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -85,6 +85,12 @@ impl Server {
     pub fn reload(&self, config: &Config) -> Result<(), RuleError> {
         self.proxy.rules.store(Arc::new(Rules::new(&config.rules)?));
         Ok(())
+    }
+
+    /// The rules as they apply to files that do not come through the proxy.
+    pub fn file_rules(&self) -> FileRules {
+        let proxy = Arc::downgrade(&self.proxy);
+        Box::new(move |url| proxy.upgrade().map_or(Ok(Vec::new()), |proxy| proxy.file_rule(url)))
     }
 
     /// Serves runtimes on `listener` until shutdown; then running answers get [`Config::drain_timeout`] to end.

@@ -47,3 +47,24 @@ async fn rules_can_change_while_it_serves() {
     server.reload(&Config { rules: vec![rule("a", Action::Deny)], ..Config::default() }).unwrap();
     world.stop().await;
 }
+
+#[tokio::test]
+async fn rules_hold_for_files_that_are_wanted_otherwise() {
+    let world = World::start().await;
+    let url =
+        |pattern: &str, action| RuleConfig { url: Some(pattern.into()), action, ..RuleConfig::default() };
+    let signed = RuleConfig { ignored_query: vec!["sig".into()], ..url("/signed/", Action::P2p) };
+    let rules =
+        vec![signed, url("/direct/", Action::Direct), url("/denied/", Action::Deny), rule("a", Action::Deny)];
+    let mut metrics = darter_service::Registry::default();
+    let config = Config { rules, ..Config::default() };
+    let server = Server::new(config, world.peer.clone(), &mut metrics).unwrap();
+    let said = |path: &str| server.file_rules()(&format!("https://h.example{path}").parse().unwrap());
+    assert_eq!(said("/signed/x"), Ok(vec!["sig".to_owned()]));
+    assert_eq!(said("/other/x"), Ok(vec![]));
+    // Who asks for peers gets them.
+    assert_eq!(said("/direct/x"), Ok(vec![]));
+    assert!(said("/denied/x").is_err());
+    assert!(said(&format!("/v2/a/blobs/{}", Digest::sha256(b"x"))).is_err());
+    world.stop().await;
+}

@@ -80,8 +80,7 @@ impl Origin {
             url: url.to_owned(),
             headers: vec![Header { name: "accept".to_owned(), value: accept.as_bytes().to_vec().into() }],
             digest: digest.map(Digest::to_string).unwrap_or_default(),
-            offset: 0,
-            ignored_query: vec![],
+            ..GetRequest::default()
         };
         let mut replies = self.peer.clone().get(request).await.map_err(fetch_error(url))?.into_inner();
         match replies.message().await.map_err(fetch_error(url))? {
