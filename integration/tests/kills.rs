@@ -18,7 +18,7 @@ const KILLS: u32 = 10;
 /// So slow that the layers are still arriving while the first kills happen, in bytes per second.
 const SLOW: u64 = 2_000_000;
 /// The data of the tiny image, which fill most of its layers.
-const READ: &str = "sha256sum /data/* /bin/busybox 2>&1";
+const READ: &str = "sha256sum /data/* /bin/busybox";
 const READER: &str = "reader";
 
 /// A container that reads its image's files over and over, on a node whose peer is killed.
@@ -32,7 +32,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     async fn start(node: &'a mut Node, image: &ImageRef) -> Result<Self> {
-        let forever = format!("while true; do {READ} >> /log; done");
+        let forever = format!("while true; do {READ} >> /log 2>&1 || echo FAILED >> /log; done");
         node.containerd.run_detached(DARTER, image, READER, &["sh", "-c", &forever]).await?;
         let snapshotter = node.peer.snapshotter.with_file_name("snapshotter");
         let log = async || log_below(&snapshotter.join("snapshots")).is_ok_and(|log| log.is_some());
