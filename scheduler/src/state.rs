@@ -4,6 +4,7 @@
 //! State is soft: it is learned from what peers say, and after a restart learned again. Time must not go back from one
 //! event to the next; whoever drives the machine gives a [`Event::Tick`] every 100 to 250 ms.
 
+mod claims;
 mod conduct;
 mod digests;
 mod event;

@@ -40,7 +40,7 @@ const MAX_BLOCKS: usize = 64;
 pub(super) struct Change {
     add: KeySet,
     remove: KeySet,
-    /// Sent even if there is nothing in it: the child has just asked.
+    /// Sent even if there is nothing in it: the child has just asked, or has other claims.
     answer: bool,
 }
 
@@ -65,6 +65,11 @@ impl Task {
         self.pending.changes.insert(child, Change { add, remove: KeySet::default(), answer: true });
         self.pending.needy.insert(child);
         self.pending.news.insert(child);
+    }
+
+    /// The child will be told its claims, even if its parents do not change.
+    pub(super) fn tell_claims(&mut self, child: HostKey) {
+        self.pending.changes.entry(child).or_default().answer = true;
     }
 
     /// A child told what a parent brought.
@@ -285,7 +290,7 @@ impl Task {
         }
     }
 
-    fn tell(&self, world: &mut World, child: HostKey, change: Change) {
+    fn tell(&mut self, world: &mut World, child: HostKey, change: Change) {
         if change.add.is_empty() && change.remove.is_empty() && !change.answer {
             return;
         }
@@ -298,6 +303,8 @@ impl Task {
         });
         let add = add.collect();
         let remove = known(change.remove).map(|host| host.id.to_string()).collect();
-        world.send(child, says::Message::Parents(proto::Parents { task: self.id.to_string(), add, remove }));
+        let claims = self.news_of_claims(world, child);
+        let task = self.id.to_string();
+        world.send(child, says::Message::Parents(proto::Parents { task, add, remove, claims }));
     }
 }

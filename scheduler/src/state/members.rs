@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rand::{Rng, RngExt};
 
 use super::{
+    claims::Told,
     ids::{HostKey, KeyMap, KeySet, SessionId},
     message::{Class, Fingerprint},
     place::{Place, Scope},
@@ -32,6 +33,8 @@ pub(super) struct Peer {
     /// When a starving report was last acted on, and how many were since a leaf came.
     pub(super) starved: Time,
     pub(super) strikes: u32,
+    /// The claims it was told since it registered.
+    pub(super) told: Option<Told>,
 }
 
 /// What a host does in a task.
@@ -77,9 +80,19 @@ pub(super) enum BlockEnds {
 #[derive(Debug, Default)]
 pub(super) struct Members {
     peers: KeyMap<Peer>,
-    scopes: HashMap<Scope, KeySet>,
+    scopes: HashMap<Scope, Group>,
+    /// Scopes in which nobody holds everything any more.
+    bereft: Vec<Scope>,
     running: KeySet,
     complete: KeySet,
+}
+
+/// Those who stand in one scope.
+#[derive(Debug, Default)]
+struct Group {
+    hosts: KeySet,
+    /// How many of them hold everything.
+    complete: u32,
 }
 
 impl Peer {
@@ -97,6 +110,7 @@ impl Peer {
             rotate_at: 0,
             starved: Time::default(),
             strikes: 0,
+            told: None,
         }
     }
 
@@ -144,15 +158,20 @@ impl Members {
 
     /// Adds a host if it is not there yet, and says what it does. `place` is the host's, and the same every time.
     pub(super) fn set_phase(&mut self, host: HostKey, place: &Place, phase: Phase) -> &mut Peer {
-        self.complete.swap_remove(&host);
+        let was_complete = self.complete.swap_remove(&host);
         self.running.swap_remove(&host);
         match phase {
             Phase::Complete => drop(self.complete.insert(host)),
             Phase::Running => drop(self.running.insert(host)),
             Phase::Partial | Phase::Fetching => {}
         }
-        for scope in [place.zone, place.rack].into_iter().flatten() {
-            self.scopes.entry(scope).or_default().insert(host);
+        for scope in place.scopes() {
+            let group = self.scopes.entry(scope).or_default();
+            group.hosts.insert(host);
+            group.complete += u32::from(phase == Phase::Complete);
+        }
+        if was_complete {
+            self.less_complete(place);
         }
         let peer = self.peers.entry(host).or_insert_with(|| Peer::new(phase));
         peer.phase = phase;
@@ -160,12 +179,14 @@ impl Members {
     }
 
     pub(super) fn remove(&mut self, host: HostKey, place: &Place) -> Option<Peer> {
-        self.complete.swap_remove(&host);
         self.running.swap_remove(&host);
-        for scope in [place.zone, place.rack].into_iter().flatten() {
-            if let Some(hosts) = self.scopes.get_mut(&scope) {
-                hosts.swap_remove(&host);
-                if hosts.is_empty() {
+        if self.complete.swap_remove(&host) {
+            self.less_complete(place);
+        }
+        for scope in place.scopes() {
+            if let Some(group) = self.scopes.get_mut(&scope) {
+                group.hosts.swap_remove(&host);
+                if group.hosts.is_empty() {
                     self.scopes.remove(&scope);
                 }
             }
@@ -173,11 +194,32 @@ impl Members {
         self.peers.swap_remove(&host)
     }
 
+    /// Whether somebody in a scope holds everything.
+    pub(super) fn has_complete(&self, scope: Scope) -> bool {
+        self.scopes.get(&scope).is_some_and(|group| group.complete > 0)
+    }
+
+    /// Takes out the scopes in which the last one that held everything is gone.
+    pub(super) fn take_bereft(&mut self) -> Vec<Scope> {
+        std::mem::take(&mut self.bereft)
+    }
+
+    fn less_complete(&mut self, place: &Place) {
+        for scope in place.scopes() {
+            if let Some(group) = self.scopes.get_mut(&scope) {
+                group.complete = group.complete.saturating_sub(1);
+                if group.complete == 0 {
+                    self.bereft.push(scope);
+                }
+            }
+        }
+    }
+
     /// Up to `count` hosts by chance: of those in `scope`, or of all.
     pub(super) fn sample(&self, scope: Option<Scope>, count: usize, rng: &mut impl Rng, chosen: &mut KeySet) {
         match scope {
             Some(scope) => {
-                if let Some(hosts) = self.scopes.get(&scope) {
+                if let Some(hosts) = self.scopes.get(&scope).map(|group| &group.hosts) {
                     sample(hosts.len(), count, rng, |at| chosen.extend(hosts.get_index(at).copied()));
                 }
             }

@@ -24,6 +24,8 @@ impl Task {
         peer.may_fetch = request.is_some();
         peer.request = request;
         peer.digests_known = digests_known;
+        peer.told = None;
+        self.enter_claims(world, host);
         if from_origin {
             self.accept_lease(world, host);
         } else {
@@ -122,6 +124,8 @@ impl Task {
     pub(super) fn ejected(&mut self, world: &mut World, host: HostKey) {
         self.lease_abandoned(world, host, "it was ejected");
         self.drop_children(world, host);
+        let place = world.hosts.get(host).map(|host| host.place).unwrap_or_default();
+        self.leave_claims(world, host, &place);
     }
 
     /// The host holds everything.

@@ -37,6 +37,16 @@ impl Place {
         }
     }
 
+    /// Rack, zone and region.
+    pub(super) fn parts(&self) -> [Option<Scope>; 3] {
+        [self.rack, self.zone, self.region]
+    }
+
+    /// Those of them that are known.
+    pub(super) fn scopes(&self) -> impl Iterator<Item = Scope> + use<> {
+        self.parts().into_iter().flatten()
+    }
+
     pub(super) fn distance(&self, other: &Self) -> Distance {
         let same = |a: Option<Scope>, b: Option<Scope>| a.is_some() && a == b;
         if same(self.rack, other.rack) {
@@ -48,6 +58,13 @@ impl Place {
         } else {
             Distance::Far
         }
+    }
+}
+
+#[cfg(test)]
+impl Place {
+    pub(super) fn of_rack(rack: &str) -> Self {
+        Self::new(&proto::Place { rack: rack.into(), ..proto::Place::default() })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
+    claims::Claims,
     digests::LeafDigests,
     filter::is_blocked,
     graph::Change,
@@ -33,6 +34,7 @@ pub(super) struct Task {
     /// The newest that a peer brought. Kept while somebody wants the task.
     pub(super) source: Option<Source>,
     pub(super) peers: Members,
+    pub(super) claims: Claims,
     pub(super) leases: Vec<Lease>,
     /// Who lost a lease since somebody last finished.
     pub(super) attempts: Vec<Attempt>,
@@ -68,6 +70,7 @@ impl Task {
             verified: false,
             source: None,
             peers: Members::default(),
+            claims: Claims::default(),
             leases: Vec::new(),
             attempts: Vec::new(),
             asked: None,
@@ -82,6 +85,7 @@ impl Task {
     pub(super) fn tend(&mut self, world: &mut World) {
         self.ensure_source(world);
         self.ask_for_digests(world);
+        self.tend_claims(world);
         self.tend_graph(world);
         if self.peers.running().len() == 0 {
             self.rest(world);
@@ -113,7 +117,11 @@ impl Task {
     pub(super) fn set_phase(&mut self, world: &mut World, host: HostKey, phase: Phase) -> Option<&mut Peer> {
         let known = world.hosts.get_mut(host)?;
         known.tasks.insert(self.id.clone());
-        Some(self.peers.set_phase(host, &known.place, phase))
+        let place = known.place;
+        if phase != Phase::Running {
+            self.leave_claims(world, host, &place);
+        }
+        Some(self.peers.set_phase(host, &place, phase))
     }
 
     /// Takes a host out: it is nobody's parent or child here any more. Its lease is another matter.
@@ -129,6 +137,7 @@ impl Task {
             }
             None => Place::default(),
         };
+        self.leave_claims(world, host, &place);
         self.peers.remove(host, &place);
         self.silent.retain(|silent| *silent != host);
         if self.asked == Some(host) {

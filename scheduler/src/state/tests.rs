@@ -1,5 +1,6 @@
 //! The state machine driven by hand: what it says to whom.
 
+mod claims;
 mod digests;
 mod driver;
 mod graph;
