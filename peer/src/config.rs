@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 use serde::Deserialize;
 
 use crate::{
+    Site,
     limits::LimitsConfig,
     origin::{CredentialsConfig, OriginConfig, RegistryConfig},
     store::StoreConfig,
@@ -59,6 +60,13 @@ pub struct Place {
     pub zone: String,
     /// A rack holds hosts.
     pub rack: String,
+}
+
+impl Place {
+    /// The same, as it is told to other hosts.
+    pub fn site(&self) -> Site {
+        Site::new(&self.region, &self.zone, &self.rack)
+    }
 }
 
 /// Where the schedulers are.

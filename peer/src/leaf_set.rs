@@ -92,6 +92,27 @@ impl LeafSet {
         None
     }
 
+    /// The first leaf at or after `from` that is in this set and all of `others`, and not in `except`.
+    pub(crate) fn first_in_all(&self, others: &[&Self], except: &Self, from: u32) -> Option<u32> {
+        let first = (from / 64) as usize;
+        let word = |set: &Self, at: usize| set.words.get(at).copied().unwrap_or(0);
+        for (at, own) in self.words.iter().enumerate().skip(first) {
+            let from = if at == first { u64::MAX << (from % 64) } else { u64::MAX };
+            let bits =
+                others.iter().fold(own & from & !word(except, at), |bits, other| bits & word(other, at));
+            if bits != 0 {
+                return u32::try_from(at).ok().map(|at| at * 64 + bits.trailing_zeros());
+            }
+        }
+        None
+    }
+
+    /// Adds all leaves of another set of the same task.
+    pub(crate) fn unite(&mut self, other: &Self) {
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
+        self.count = self.words.iter().map(|word| word.count_ones()).sum();
+    }
+
     /// The runs of leaves in the set, in order.
     pub fn ranges(&self) -> Vec<Range<u32>> {
         let mut ranges = Vec::new();

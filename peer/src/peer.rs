@@ -160,8 +160,10 @@ impl Peer {
 
         let tracker = TaskTracker::new();
         let transfer_metrics = TransferMetrics::register(metrics);
-        let pool = Pool::new(store.host_id(), limits.clone(), &config.transfer, transfer_metrics.clone());
-        let sources = Sources::new(config.seed);
+        let site = config.place.site();
+        let pool =
+            Pool::new(store.host_id(), site, limits.clone(), &config.transfer, transfer_metrics.clone());
+        let sources = Sources::new(config.seed, site);
         let (inbox, heard) = mpsc::channel(1024);
         let host = watch::Sender::new(cluster::host(&config, &store, &transfer_address));
         let manager = cluster::link(&config, &host.borrow(), &tracker, &shutdown)?;
@@ -200,6 +202,7 @@ impl Peer {
                 origin,
                 pool,
                 sources,
+                site,
                 coordinate: config.transfer.coordinate,
                 session,
                 metrics,

@@ -1,9 +1,9 @@
 //! Between the wire's messages and the engine's types: what comes from outside is checked here.
 
-use darter_proto::scheduler as proto;
+use darter_proto::scheduler::{self as proto, claim};
 use http::{HeaderName, HeaderValue};
 
-use crate::{Digest, LayerDescriptor, LayerFormat, TaskId, origin::Source};
+use crate::{Border, Digest, LayerDescriptor, LayerFormat, Site, TaskId, origin::Source, plan::Claim};
 
 /// A message whose contents make no sense.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +41,21 @@ pub(crate) fn layer_from_proto(layer: &proto::LayerDescriptor) -> Result<LayerDe
         table: digest(&layer.table)?,
         table_len: layer.table_len,
     })
+}
+
+pub(crate) fn site_from_proto(place: &proto::Place) -> Site {
+    Site::new(&place.region, &place.zone, &place.rack)
+}
+
+/// `None` for a border that is not known here.
+pub(crate) fn claim_from_proto(claim: &proto::Claim) -> Option<(Border, Claim)> {
+    let border = match claim.border() {
+        claim::Border::Unknown => return None,
+        claim::Border::Rack => Border::Rack,
+        claim::Border::Zone => Border::Zone,
+        claim::Border::Region => Border::Region,
+    };
+    Some((border, Claim { classes: claim.classes, mine: claim.mine }))
 }
 
 pub(crate) fn task_to_proto(id: &TaskId, source: Option<&Source>) -> proto::Task {

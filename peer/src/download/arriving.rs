@@ -28,6 +28,7 @@ impl Download {
         if entry.is_unkept() {
             plan.pass();
         }
+        self.claims.iter().for_each(|(border, claim)| plan.claim(*border, *claim));
         self.covered.replace(plan.covered());
         self.plan = Some(plan);
         self.shared.set_entry(entry);

@@ -12,6 +12,7 @@ mod scheduling;
 mod whole;
 
 use std::{
+    collections::BTreeMap,
     ops::Range,
     sync::{
         Arc,
@@ -40,12 +41,12 @@ use self::{
     parents::{Parent, Parents},
 };
 use crate::{
-    Class, Geometry, LeafDigest, LeafSet, TaskError, TaskId,
+    Border, Class, Geometry, LeafDigest, LeafSet, Site, TaskError, TaskId,
     content::{Demand, From, Shared, blocking},
     digest::leaf_digest,
     metrics::PeerMetrics,
     origin::{Origin, Source},
-    plan::{Key, Plan},
+    plan::{Claim, Key, Plan},
     session::Session,
     store::{Entry, Store, StoreError},
     transfer::{ParentEvent, ParentEventKind, Pool, Reading, Refusal, Sources, Subscription, TransferError},
@@ -76,6 +77,8 @@ pub(crate) struct Means {
     pub(crate) origin: Origin,
     pub(crate) pool: Pool,
     pub(crate) sources: Sources,
+    /// Where this host stands.
+    pub(crate) site: Site,
     /// Whether seed peers show leaves in turns.
     pub(crate) coordinate: bool,
     pub(crate) session: Session,
@@ -94,6 +97,8 @@ pub(crate) struct Download {
     leased: bool,
     known: Vec<Option<LeafDigest>>,
     plan: Option<Plan>,
+    /// What this peer is to bring over which border.
+    claims: BTreeMap<Border, Claim>,
     parents: Parents,
     jobs: JoinSet<Done>,
     events: (mpsc::Sender<ParentEvent>, mpsc::Receiver<ParentEvent>),
@@ -171,6 +176,7 @@ impl Download {
             leased: false,
             known: Vec::new(),
             plan: None,
+            claims: BTreeMap::new(),
             parents: Parents::default(),
             jobs: JoinSet::new(),
             events: mpsc::channel(EVENTS),

@@ -9,7 +9,7 @@ use darter_proto::scheduler::{Fault, Parent as Assigned, ParentReport};
 
 use tokio::time::Instant;
 
-use crate::{plan::Key, transfer::Subscription};
+use crate::{Border, Site, plan::Key, transfer::Subscription, wire};
 
 /// A parent that did not hold the task, and did not get it for two seconds, is asked again after so long, so many times.
 const RETRY: Duration = Duration::from_millis(200);
@@ -31,6 +31,8 @@ pub(super) struct Parent {
     pub(super) host: String,
     pub(super) address: String,
     pub(super) seed: bool,
+    /// It stands beyond this border.
+    beyond: Option<Border>,
     state: State,
     /// It said what it has of the task.
     answered: bool,
@@ -61,8 +63,8 @@ impl Parent {
 }
 
 impl Parents {
-    /// Adds an assigned parent, unless it is one already or was blocked.
-    pub(super) fn add(&mut self, assigned: Assigned) {
+    /// Adds an assigned parent, unless it is one already or was blocked. `site` is where this host stands.
+    pub(super) fn add(&mut self, assigned: Assigned, site: &Site) {
         let known = self.by_key.values().any(|parent| parent.host == assigned.host);
         if known || self.blocked.contains(&assigned.host) {
             return;
@@ -74,6 +76,7 @@ impl Parents {
             host: assigned.host,
             address: assigned.transfer_address,
             seed: assigned.seed,
+            beyond: site.border_to(&wire::site_from_proto(&assigned.place.unwrap_or_default())),
             state: State::Due(Instant::now()),
             answered: false,
             misses: 0,
@@ -82,14 +85,15 @@ impl Parents {
         self.by_key.insert(key, parent);
     }
 
-    /// Parents to subscribe to now, and whether each is a seed peer; they count as connecting from here on.
-    pub(super) fn due(&mut self) -> Vec<(Key, String, bool)> {
+    /// Parents to subscribe to now, whether each is a seed peer, and beyond which border it stands; they count as
+    /// connecting from here on.
+    pub(super) fn due(&mut self) -> Vec<(Key, String, bool, Option<Border>)> {
         let now = Instant::now();
         let mut due = Vec::new();
         for (key, parent) in &mut self.by_key {
             if matches!(parent.state, State::Due(at) if at <= now) {
                 parent.state = State::Connecting;
-                due.push((*key, parent.address.clone(), parent.seed));
+                due.push((*key, parent.address.clone(), parent.seed, parent.beyond));
             }
         }
         due

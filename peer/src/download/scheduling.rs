@@ -93,7 +93,13 @@ impl Download {
             }
         }
         for assigned in message.add {
-            self.parents.add(assigned);
+            self.parents.add(assigned, &self.means.site);
+        }
+        for (border, claim) in message.claims.iter().filter_map(wire::claim_from_proto) {
+            self.claims.insert(border, claim);
+            if let Some(plan) = &mut self.plan {
+                plan.claim(border, claim);
+            }
         }
         self.connect_parents();
     }
@@ -101,9 +107,9 @@ impl Download {
     /// Subscribes to parents that are due. What a parent has can be noted only once the geometry is known.
     pub(super) fn connect_parents(&mut self) {
         let Some(plan) = &mut self.plan else { return };
-        for (key, address, seed) in self.parents.due() {
+        for (key, address, seed, beyond) in self.parents.due() {
             // Before the subscription: what the parent has may be heard before the subscription is.
-            plan.add_parent(key, seed && self.means.coordinate);
+            plan.add_parent(key, seed && self.means.coordinate, beyond);
             let (pool, task, events) =
                 (self.means.pool.clone(), self.shared.id.clone(), self.events.0.clone());
             self.jobs.spawn(async move {

@@ -5,6 +5,7 @@
 //! drives a plan tells it what parents say and send ([`Plan::parent_has`], [`Plan::arrived`], [`Plan::landed`], …) and
 //! sends what [`Plan::pick`] returns.
 
+mod claims;
 mod offers;
 mod pace;
 mod parents;
@@ -19,12 +20,16 @@ use std::{
 
 use rand::{Rng, RngExt};
 
-pub use self::offers::{ChildKey, Offers};
+pub use self::{
+    claims::Claim,
+    offers::{ChildKey, Offers},
+};
 use self::{
+    claims::Claims,
     pace::Pace,
     parents::{Parent, ranked},
 };
-use crate::{Class, Geometry, LeafSet};
+use crate::{Border, Class, Geometry, LeafSet};
 
 /// Leaves on their way however short the way is: so many that the link does not run dry while parents come and go, and so
 /// few that leaves do not grow old in the queues of parents.
@@ -48,6 +53,8 @@ const LATE_MAX: Duration = Duration::from_secs(2);
 const HASTEN: Duration = Duration::from_millis(25);
 /// One leaf in so many may be asked of a second parent only because there is nothing else left to ask for.
 const HEDGED: u32 = 50;
+/// How often it is looked for leaves that others do not bring over a border.
+const LOOK: Duration = Duration::from_millis(100);
 /// A parent that is too busy is not asked for so long.
 const REST: Duration = Duration::from_millis(100);
 
@@ -71,6 +78,8 @@ pub struct Plan {
     /// There is no room to keep leaves: only what a reader waits for is wanted.
     passing: bool,
     parents: BTreeMap<Key, Parent>,
+    /// What may be brought over each border, where that was said.
+    claims: BTreeMap<Border, Claims>,
     in_flight: HashMap<u32, Vec<Flight>>,
     /// How many parents have each leaf.
     copies: Vec<u16>,
@@ -79,6 +88,9 @@ pub struct Plan {
     pace: Pace,
     /// Leaves that were asked of a second parent for want of anything else.
     hedged: u32,
+    /// The latest time that was told, and when it was last looked after the claims.
+    now: Duration,
+    looked: Duration,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -113,11 +125,14 @@ impl Plan {
             fill: None,
             passing: false,
             parents: BTreeMap::new(),
+            claims: BTreeMap::new(),
             in_flight: HashMap::new(),
             copies: vec![0; leaves as usize],
             cursor: 0,
             pace: Pace::default(),
             hedged: 0,
+            now: Duration::ZERO,
+            looked: Duration::ZERO,
         }
     }
 
@@ -186,10 +201,22 @@ impl Plan {
     }
 
     /// A parent joins; it has nothing until it says so. A `source` reads the origin or holds everything: it shows to
-    /// one child what it shows to nobody else, and may have more than it shows.
-    pub fn add_parent(&mut self, key: Key, source: bool) {
+    /// one child what it shows to nobody else, and may have more than it shows. It may stand `beyond` a border.
+    pub fn add_parent(&mut self, key: Key, source: bool, beyond: Option<Border>) {
         let leaves = self.geometry.leaves();
-        self.parents.entry(key).or_insert_with(|| Parent::new(leaves, source));
+        self.parents.entry(key).or_insert_with(|| Parent::new(leaves, source, beyond));
+    }
+
+    /// What this peer is to bring over a border. The rest it leaves to others there, unless a reader waits for it more
+    /// urgently than for the whole, or nobody brings it.
+    pub fn claim(&mut self, border: Border, claim: Claim) {
+        if let Some(claims) = self.claims.get_mut(&border).filter(|_| claim.is_valid()) {
+            claims.change(claim);
+        } else {
+            self.claims.remove(&border);
+            let claims = Claims::new(claim, self.within(border));
+            self.claims.extend(claims.map(|claims| (border, claims)));
+        }
     }
 
     /// A parent said that it has these leaves.
@@ -201,6 +228,8 @@ impl Plan {
                     && let Some(copies) = self.copies.get_mut(leaf as usize)
                 {
                     *copies = copies.saturating_add(1);
+                    let within = self.claims.iter_mut().filter(|(border, _)| parent.is_within(**border));
+                    within.for_each(|(_, claims)| claims.sees(leaf, self.now));
                 }
             }
         }
@@ -223,6 +252,7 @@ impl Plan {
         for leaf in owed {
             self.end_flight(leaf, key);
         }
+        self.see_less();
     }
 
     /// A parent does not have these leaves after all.
@@ -235,6 +265,7 @@ impl Plan {
             }
             self.end_flight(leaf, key);
         }
+        self.see_less();
     }
 
     /// A parent has too much to do to send these leaves now; it is left alone for a moment.
@@ -249,6 +280,7 @@ impl Plan {
 
     /// A leaf came from a parent, right or wrong. Returns the other parents it was asked of, to be cancelled.
     pub fn arrived(&mut self, leaf: u32, key: Key, now: Duration) -> Vec<Key> {
+        self.now = now;
         let flights = self.in_flight.get(&leaf).map_or(&[][..], Vec::as_slice);
         let since = flights.iter().find(|flight| flight.parent == key).map(|flight| flight.since);
         let others = flights.iter().map(|flight| flight.parent).filter(|other| *other != key).collect();
@@ -267,6 +299,7 @@ impl Plan {
     pub fn landed(&mut self, leaf: u32) {
         self.held.insert(leaf);
         self.open.remove(leaf);
+        self.claims.values_mut().for_each(|claims| claims.landed(leaf, self.now));
         for class in [Class::Demand, Class::Stream, Class::Profile, Class::Background] {
             self.demanded.remove(&(class, leaf));
         }
@@ -284,6 +317,7 @@ impl Plan {
     /// something to give each other. Background work waits while `hold` is set.
     pub fn pick(&mut self, now: Duration, hold: bool, rng: &mut impl Rng) -> Vec<Request> {
         let mut requests = Requests::default();
+        self.look_after_claims(now, rng);
         self.pick_demanded(now, hold, &mut requests);
         if let Some(class) = self.fill.filter(|class| *class < Class::Background || !hold) {
             self.pick_from_sources(class, now, &mut requests);
@@ -310,7 +344,8 @@ impl Plan {
             {
                 continue;
             }
-            if let Some(parent) = self.parent_for(leaf, class, now, &[]) {
+            let anywhere = class < Class::Background || self.passing;
+            if let Some(parent) = self.parent_for(leaf, class, now, &[], anywhere) {
                 self.start_flight(leaf, parent, class, now);
                 requests.push(parent, leaf, class);
             }
@@ -355,7 +390,8 @@ impl Plan {
         while self.in_flight.len() < window {
             let Some(cursor) = self.open.first_held(self.cursor) else { return };
             self.cursor = cursor;
-            let ranked = ranked(&self.parents, now, rng);
+            let mut ranked = ranked(&self.parents, now, rng);
+            self.claimed_first(&mut ranked, window);
             let Some((key, leaf)) = ranked.into_iter().find_map(|key| {
                 let parent = self.parents.get(&key)?;
                 Some((key, self.choose(parent, rng)?))
@@ -369,24 +405,42 @@ impl Plan {
 
     /// Which open leaf to ask of a parent.
     fn choose(&self, parent: &Parent, rng: &mut impl Rng) -> Option<u32> {
-        let first = self.open.first_common(&parent.have, self.cursor)?;
+        let first = self.first_of(parent, self.cursor)?;
         if rng.random_bool(0.5) {
-            let has = |(_, leaf): &&(Class, u32)| self.open.contains(*leaf) && parent.have.contains(*leaf);
+            let has = |(_, leaf): &&(Class, u32)| {
+                self.open.contains(*leaf) && parent.have.contains(*leaf) && self.allows(parent, *leaf)
+            };
             let waited_for = self.demanded.iter().take(64).find(has);
             return Some(waited_for.map_or(first, |(_, leaf)| *leaf));
         }
         let leaves = self.geometry.leaves().max(1);
         let places = (0..SAMPLES).map(|_| rng.random_range(0..leaves));
-        let rare = places
-            .filter_map(|from| self.open.first_common(&parent.have, from))
-            .min_by_key(|leaf| self.copies_of(*leaf));
+        let rare =
+            places.filter_map(|from| self.first_of(parent, from)).min_by_key(|leaf| self.copies_of(*leaf));
         Some(rare.unwrap_or(first))
     }
 
-    /// The parent that is likely to be the first to bring an open leaf.
-    fn parent_for(&self, leaf: u32, class: Class, now: Duration, except: &[Key]) -> Option<Key> {
-        let may_have =
-            |parent: &Parent| parent.have.contains(leaf) || (parent.source && class == Class::Demand);
+    /// The first leaf at or after `from` that is open and may be asked of a parent.
+    fn first_of(&self, parent: &Parent, from: u32) -> Option<u32> {
+        match self.claims_on(parent) {
+            Some(claims) => claims.first(&self.open, &parent.have, from),
+            None => self.open.first_common(&parent.have, from),
+        }
+    }
+
+    /// The parent that is likely to be the first to bring an open leaf; from `anywhere`, or only from where it may come.
+    fn parent_for(
+        &self,
+        leaf: u32,
+        class: Class,
+        now: Duration,
+        except: &[Key],
+        anywhere: bool,
+    ) -> Option<Key> {
+        let may_have = |parent: &Parent| {
+            (parent.have.contains(leaf) || (parent.source && class == Class::Demand))
+                && (anywhere || self.allows(parent, leaf))
+        };
         self.parents
             .iter()
             .filter(|(key, parent)| may_have(parent) && parent.rests_until <= now && !except.contains(key))
@@ -415,11 +469,63 @@ impl Plan {
             let may = self.hedged < (self.geometry.leaves() / HEDGED).max(1)
                 && self.in_flight.len() < self.window(class);
             if (must || may)
-                && let Some(parent) = self.parent_for(leaf, class, now, &[asked])
+                && let Some(parent) = self.parent_for(leaf, class, now, &[asked], must)
             {
                 self.hedged += u32::from(!must);
                 self.start_flight(leaf, parent, class, now);
                 requests.push(parent, leaf, class);
+            }
+        }
+    }
+
+    /// The claims that a parent beyond their border is asked under.
+    fn claims_on(&self, parent: &Parent) -> Option<&Claims> {
+        self.claims.get(&parent.beyond?)
+    }
+
+    fn allows(&self, parent: &Parent, leaf: u32) -> bool {
+        self.claims_on(parent).is_none_or(|claims| claims.allows(leaf))
+    }
+
+    /// Parents beyond a border come first, since everybody on this side waits for what is brought from there; but no more
+    /// than half of what is on its way is theirs, so that a narrow link does not keep the near ones waiting.
+    fn claimed_first(&self, ranked: &mut Vec<Key>, window: usize) {
+        let claimed = |parent: &&Parent| self.claims_on(parent).is_some();
+        let in_flight: u32 = self.parents.values().filter(claimed).map(|parent| parent.in_flight).sum();
+        let is_claimed = |key: &Key| self.parents.get(key).is_some_and(|parent| claimed(&parent));
+        if in_flight as usize * 2 < window {
+            ranked.sort_by_key(|key| !is_claimed(key));
+        } else {
+            ranked.retain(|key| !is_claimed(key));
+        }
+    }
+
+    fn look_after_claims(&mut self, now: Duration, rng: &mut impl Rng) {
+        self.now = now;
+        if self.claims.is_empty() || now.saturating_sub(self.looked) < LOOK {
+            return;
+        }
+        self.looked = now;
+        for (border, claims) in &mut self.claims {
+            let outside = self.parents.values().filter(|parent| parent.beyond == Some(*border));
+            claims.look(&self.open, outside.map(|parent| &parent.have), now, rng);
+        }
+    }
+
+    /// What parents on this side of a border have.
+    fn within(&self, border: Border) -> LeafSet {
+        let mut within = LeafSet::new(self.geometry.leaves());
+        let parents = self.parents.values().filter(|parent| parent.is_within(border));
+        parents.for_each(|parent| within.unite(&parent.have));
+        within
+    }
+
+    /// A parent has less than before, or is gone.
+    fn see_less(&mut self) {
+        for border in Border::ALL {
+            let within = self.claims.contains_key(&border).then(|| self.within(border));
+            if let (Some(claims), Some(within)) = (self.claims.get_mut(&border), within) {
+                claims.see_only(within);
             }
         }
     }

@@ -4,6 +4,9 @@
 //! pass, carries many of them twice. So a source that has several children shows each leaf to one of them only; the
 //! others get it from that one. It shows as much as it can send, no more: what is shown is also the child's turn. While
 //! nothing is new and the uplink would be idle it shows again what few have seen, so that nothing is lost with a child.
+//!
+//! The nearest children come first: if there are some in the source's own rack, what is new goes to them, and over the
+//! rack's border from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use crate::LeafSet;
+use crate::{Border, LeafSet};
 
 /// Leaves that are shown and not sent yet, over all children: at least, and at most for each child.
 const MIN_WINDOW: f64 = 4.0;
@@ -25,6 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// So long nothing new must have come before leaves are shown a second time, while more is to come.
 const LULL: Duration = Duration::from_millis(150);
 
+/// Children of which none has taken anything for so long do not keep those who stand farther away waiting.
+const STUCK: Duration = Duration::from_secs(3);
+
 /// Names a child of a task.
 pub type ChildKey = u64;
 
@@ -35,8 +41,10 @@ pub struct Offers {
     held: LeafSet,
     /// Held leaves that nobody was sent and nobody is about to ask for.
     fresh: LeafSet,
-    /// Leaves that were sent at least once.
+    /// Leaves that were sent at least once to the nearest children there are.
     sent: LeafSet,
+    /// Beyond which border those stand.
+    nearest: Option<Border>,
     /// Held leaves as they came.
     order: Vec<u32>,
     /// How many children each leaf was shown to.
@@ -51,6 +59,10 @@ pub struct Offers {
 
 #[derive(Debug)]
 struct Child {
+    /// It stands beyond this border.
+    beyond: Option<Border>,
+    /// When it was last sent a leaf.
+    answered: Duration,
     shown: LeafSet,
     /// How much of [`Offers::order`] an only child has been shown.
     seen: usize,
@@ -73,6 +85,7 @@ impl Offers {
             held: LeafSet::new(leaves),
             fresh: LeafSet::new(leaves),
             sent: LeafSet::new(leaves),
+            nearest: None,
             order: Vec::new(),
             shown: vec![0; leaves as usize],
             children: BTreeMap::new(),
@@ -82,14 +95,19 @@ impl Offers {
         }
     }
 
-    /// A child comes.
-    pub fn join(&mut self) -> ChildKey {
+    /// A child comes; it may stand beyond a border.
+    pub fn join(&mut self, beyond: Option<Border>) -> ChildKey {
         let key = self.next_child;
         self.next_child += 1;
         // A newcomer takes its turn with the others; it does not get all turns that it missed.
         let turns = self.children.values().map(|child| child.turns).min().unwrap_or(0);
         let shown = LeafSet::new(self.held.leaves());
-        self.children.insert(key, Child { shown, seen: 0, due: BTreeMap::new(), turns });
+        let child = Child { beyond, answered: Duration::ZERO, shown, seen: 0, due: BTreeMap::new(), turns };
+        let first = self.children.is_empty();
+        self.children.insert(key, child);
+        if first || beyond < self.nearest {
+            self.approach(first, beyond);
+        }
         key
     }
 
@@ -119,8 +137,12 @@ impl Offers {
 
     /// A leaf was sent to a child, or will not be.
     pub fn answered(&mut self, key: ChildKey, leaf: u32, sent: bool, now: Duration) {
-        let due = self.children.get_mut(&key).and_then(|child| child.due.remove(&leaf));
-        if sent {
+        let due = self.children.get_mut(&key).and_then(|child| {
+            child.answered = now;
+            child.due.remove(&leaf)
+        });
+        let nearest = self.children.get(&key).is_none_or(|child| child.beyond <= self.nearest);
+        if sent && nearest {
             self.sent.insert(leaf);
             self.fresh.remove(leaf);
         } else {
@@ -154,9 +176,11 @@ impl Offers {
                 news.insert(*key, hidden);
             }
         }
-        let mut due: usize = self.children.values().map(|child| child.due.len()).sum();
+        let groups = self.groups(now);
+        self.nearest = groups.first().copied().unwrap_or(self.nearest);
+        let mut due: usize = self.members(&groups).map(|(_, child)| child.due.len()).sum();
         while (due as f64) < self.window
-            && let Some((key, leaf)) = self.next_fresh()
+            && let Some((key, leaf)) = self.next_fresh(&groups)
         {
             self.show_to(key, leaf, now);
             news.entry(key).or_default().push(leaf);
@@ -175,23 +199,57 @@ impl Offers {
         news.into_iter().filter(|(_, leaves)| !leaves.is_empty()).collect()
     }
 
-    /// The first leaf that is new, for the child that has least to do with what it was shown.
-    fn next_fresh(&self) -> Option<(ChildKey, u32)> {
-        let most = (self.window as usize / self.children.len().max(1)).max(2);
+    /// The nearest children stand here now. To those that stand nearer than others before all is new.
+    fn approach(&mut self, first: bool, nearest: Option<Border>) {
+        self.nearest = nearest;
+        if !first {
+            self.sent = LeafSet::new(self.held.leaves());
+            self.held.ranges().into_iter().flatten().for_each(|leaf| self.renew(leaf));
+        }
+    }
+
+    /// By which borders children stand beyond, nearest first, without those of which none gets on.
+    fn groups(&self, now: Duration) -> Vec<Option<Border>> {
+        let mut groups: Vec<_> = self.children.values().map(|child| child.beyond).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups.retain(|group| {
+            let members = || self.children.values().filter(|child| child.beyond == *group);
+            let oldest = members().flat_map(|child| child.due.values()).map(|due| due.since).min();
+            let answered = members().map(|child| child.answered).max();
+            oldest
+                .is_none_or(|oldest| now.saturating_sub(answered.map_or(oldest, |at| at.max(oldest))) < STUCK)
+        });
+        groups
+    }
+
+    fn members(&self, groups: &[Option<Border>]) -> impl Iterator<Item = (&ChildKey, &Child)> {
+        self.children.iter().filter(|(_, child)| groups.contains(&child.beyond))
+    }
+
+    /// The first leaf that is new, for the child that has least to do with what it was shown, of the nearest that have not
+    /// seen all that is new.
+    fn next_fresh(&self, groups: &[Option<Border>]) -> Option<(ChildKey, u32)> {
         let first = self.fresh.first_held(0)?;
-        let load = |child: &Child| (child.due.len(), child.turns);
-        let free = || self.children.iter().filter(|(_, child)| child.due.len() < most);
-        let (key, child) = free().min_by_key(|(_, child)| load(child))?;
-        if !child.shown.contains(first) {
-            return Some((*key, first));
+        for group in groups {
+            let members = || self.members(std::slice::from_ref(group));
+            let most = (self.window as usize / members().count().max(1)).max(2);
+            let mut free: Vec<_> = members().filter(|(_, child)| child.due.len() < most).collect();
+            free.sort_by_key(|(_, child)| (child.due.len(), child.turns));
+            let (key, child) = free.first()?;
+            if !child.shown.contains(first) {
+                return Some((**key, first));
+            }
+            // It was shown this one before and did not want it.
+            let unseen = self.fresh.ranges().into_iter().flatten().find(|leaf| !child.shown.contains(*leaf));
+            if let Some(leaf) = unseen {
+                return Some((**key, leaf));
+            }
+            if let Some((key, _)) = free.iter().find(|(_, child)| !child.shown.contains(first)) {
+                return Some((**key, first));
+            }
         }
-        // It was shown this one before and did not want it.
-        let unseen = self.fresh.ranges().into_iter().flatten().find(|leaf| !child.shown.contains(*leaf));
-        if let Some(leaf) = unseen {
-            return Some((*key, leaf));
-        }
-        let others = free().filter(|(_, child)| !child.shown.contains(first));
-        others.min_by_key(|(_, child)| load(child)).map(|(key, _)| (*key, first))
+        None
     }
 
     /// The leaf that fewest have been shown, and of those the last one, for an idle child that has not seen it.
@@ -199,7 +257,7 @@ impl Offers {
         let idle = self.children.iter().filter(|(_, child)| child.due.len() < 2);
         let (key, child) = idle
             .filter(|(_, child)| child.shown.count() < self.held.count())
-            .min_by_key(|(_, child)| (child.due.len(), child.turns))?;
+            .min_by_key(|(_, child)| (child.beyond, child.due.len(), child.turns))?;
         let hidden = self.held.ranges().into_iter().flatten().filter(|leaf| !child.shown.contains(*leaf));
         let rarest = hidden.min_by_key(|leaf| (self.shown.get(*leaf as usize).copied(), u32::MAX - leaf))?;
         Some((*key, rarest))
@@ -256,7 +314,7 @@ mod tests {
 
     fn source(leaves: u32, children: usize) -> (Offers, Vec<ChildKey>) {
         let mut offers = Offers::new(leaves);
-        let children = (0..children).map(|_| offers.join()).collect();
+        let children = (0..children).map(|_| offers.join(None)).collect();
         offers.holds(&[0..leaves]);
         (offers, children)
     }
@@ -277,9 +335,46 @@ mod tests {
         offers.leave(children[0]);
         assert_eq!(offers.show(at(2)), [(children[1], vec![0])]);
         offers.asked(children[1], 0, at(3));
-        let third = offers.join();
+        let third = offers.join(None);
         // Leaf 1 was not asked for.
         assert_eq!(offers.show(at(1100)), [(third, vec![1])]);
+    }
+
+    #[test]
+    fn what_only_those_far_away_were_sent_is_new_to_those_nearby() {
+        let mut offers = Offers::new(4);
+        let far = offers.join(Some(Border::Rack));
+        offers.holds(&[0..2]);
+        assert_eq!(offers.show(at(0)), [(far, vec![0, 1])]);
+        offers.asked(far, 0, at(1));
+        offers.asked(far, 1, at(1));
+        offers.answered(far, 0, true, at(2));
+        let near = offers.join(None);
+        assert_eq!(offers.show(at(3)), [(near, vec![0])]);
+        offers.answered(far, 1, true, at(4));
+        assert_eq!(offers.show(at(5)), [(near, vec![1])]);
+    }
+
+    #[test]
+    fn what_is_new_goes_to_the_nearest_as_long_as_they_take_it() {
+        let mut offers = Offers::new(100);
+        let far = [Some(Border::Rack); 3].map(|beyond| offers.join(beyond));
+        let near = offers.join(None);
+        for leaf in 0..20 {
+            offers.holds(&[leaf..leaf + 1]);
+            let now = at(u64::from(leaf));
+            assert_eq!(offers.show(now), [(near, vec![leaf])]);
+            offers.asked(near, leaf, now);
+            offers.answered(near, leaf, true, now);
+        }
+        // It freezes.
+        offers.holds(&[0..100]);
+        for (_, leaves) in offers.show(at(20)) {
+            leaves.into_iter().for_each(|leaf| offers.asked(near, leaf, at(20)));
+        }
+        assert!(offers.show(at(1000)).is_empty());
+        let shown = offers.show(at(4000));
+        assert!(shown.len() == 3 && shown.iter().all(|(child, _)| far.contains(child)), "{shown:?}");
     }
 
     proptest! {
@@ -288,7 +383,7 @@ mod tests {
         #[test]
         fn unsent_first(leaves in 1u32..300, count in 2usize..12, arriving in any::<bool>()) {
             let mut offers = Offers::new(leaves);
-            let children: Vec<_> = (0..count).map(|_| offers.join()).collect();
+            let children: Vec<_> = (0..count).map(|_| offers.join(None)).collect();
             let mut here = 0;
             let (mut sent, mut first) = (vec![0u32; leaves as usize], BTreeMap::<ChildKey, u32>::new());
             let mut had: BTreeMap<ChildKey, BTreeSet<u32>> = BTreeMap::new();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rand::{Rng, RngExt};
 
 use super::Key;
-use crate::LeafSet;
+use crate::{Border, LeafSet};
 
 /// What a parent is taken to need for a leaf before it has sent one: it is tried.
 const UNTRIED: Duration = Duration::from_millis(1);
@@ -20,6 +20,8 @@ pub(super) struct Parent {
     pub(super) have: LeafSet,
     /// It shows to one child what it shows to nobody else.
     pub(super) source: bool,
+    /// It stands beyond this border.
+    pub(super) beyond: Option<Border>,
     /// Leaves asked of it and not yet here.
     pub(super) in_flight: u32,
     /// It was too busy, and is not asked before this time.
@@ -29,9 +31,14 @@ pub(super) struct Parent {
 }
 
 impl Parent {
-    pub(super) fn new(leaves: u32, source: bool) -> Self {
+    pub(super) fn new(leaves: u32, source: bool, beyond: Option<Border>) -> Self {
         let have = LeafSet::new(leaves);
-        Self { have, source, in_flight: 0, rests_until: Duration::ZERO, wait: None }
+        Self { have, source, beyond, in_flight: 0, rests_until: Duration::ZERO, wait: None }
+    }
+
+    /// Whether it stands on this side of a border.
+    pub(super) fn is_within(&self, border: Border) -> bool {
+        self.beyond.is_none_or(|beyond| beyond < border)
     }
 
     /// A leaf came from it.

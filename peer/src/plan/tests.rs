@@ -20,7 +20,7 @@ fn asks_only_for_leaves_with_a_known_digest() {
     let mut plan = plan(8);
     let mut rng = SmallRng::seed_from_u64(1);
     plan.fill(Class::Stream);
-    plan.add_parent(1, false);
+    plan.add_parent(1, false, None);
     plan.parent_has(1, std::slice::from_ref(&(0..8)));
     assert_eq!(plan.pick(at(0), false, &mut rng), []);
     plan.know(3);
@@ -37,7 +37,7 @@ fn what_a_container_waits_for_comes_first_and_is_hedged() {
     (0..64).for_each(|leaf| plan.know(leaf));
     plan.fill(Class::Background);
     for parent in [1, 2] {
-        plan.add_parent(parent, false);
+        plan.add_parent(parent, false, None);
         plan.parent_has(parent, std::slice::from_ref(&(0..64)));
     }
     plan.demand(40..41, Class::Demand);
@@ -53,7 +53,7 @@ fn what_was_asked_for_in_the_background_is_asked_for_again_once_a_container_wait
     let mut plan = plan(4);
     let mut rng = SmallRng::seed_from_u64(1);
     (0..4).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false);
+    plan.add_parent(1, false, None);
     plan.parent_has(1, std::slice::from_ref(&(0..4)));
     plan.fill(Class::Background);
     let leaf = plan.pick(at(0), false, &mut rng)[0].leaves.start;
@@ -69,7 +69,7 @@ fn background_work_is_held_while_a_container_waits_for_something() {
     let mut plan = plan(64);
     let mut rng = SmallRng::seed_from_u64(1);
     (0..64).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false);
+    plan.add_parent(1, false, None);
     plan.parent_has(1, std::slice::from_ref(&(0..64)));
     plan.fill(Class::Background);
     plan.demand(5..6, Class::Background);
@@ -86,13 +86,13 @@ fn what_a_lost_parent_owed_is_asked_of_another() {
     let mut rng = SmallRng::seed_from_u64(1);
     (0..4).for_each(|leaf| plan.know(leaf));
     plan.fill(Class::Stream);
-    plan.add_parent(1, false);
+    plan.add_parent(1, false, None);
     plan.parent_has(1, std::slice::from_ref(&(0..4)));
     while !plan.pick(at(0), false, &mut rng).is_empty() {}
     assert!(plan.is_waiting());
     plan.remove_parent(1);
     assert!(!plan.is_waiting());
-    plan.add_parent(2, false);
+    plan.add_parent(2, false, None);
     plan.parent_has(2, std::slice::from_ref(&(0..4)));
     let asked: u32 = plan.pick(at(0), false, &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
     assert_eq!(asked, 4);
@@ -104,11 +104,11 @@ fn what_only_a_source_shows_is_asked_for_at_once() {
     let mut rng = SmallRng::seed_from_u64(1);
     (0..64).for_each(|leaf| plan.know(leaf));
     plan.fill(Class::Stream);
-    plan.add_parent(1, false);
+    plan.add_parent(1, false, None);
     plan.parent_has(1, std::slice::from_ref(&(0..32)));
     // As many as there may be on their way.
     while !plan.pick(at(0), false, &mut rng).is_empty() {}
-    plan.add_parent(2, true);
+    plan.add_parent(2, true, None);
     plan.parent_has(2, std::slice::from_ref(&(40..44)));
     let asked = plan.pick(at(1), false, &mut rng);
     assert_eq!(asked, [Request { parent: 2, leaves: 40..44, class: Class::Stream }]);
@@ -119,8 +119,8 @@ fn a_source_is_asked_for_what_a_container_waits_for_even_unshown() {
     let mut plan = plan(64);
     let mut rng = SmallRng::seed_from_u64(1);
     (0..64).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false);
-    plan.add_parent(2, true);
+    plan.add_parent(1, false, None);
+    plan.add_parent(2, true, None);
     plan.demand(7..8, Class::Stream);
     assert_eq!(plan.pick(at(0), false, &mut rng), []);
     plan.demand(7..8, Class::Demand);
@@ -133,7 +133,7 @@ fn without_room_only_what_is_waited_for_is_asked_for() {
     let mut plan = plan(64);
     let mut rng = SmallRng::seed_from_u64(1);
     (0..64).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false);
+    plan.add_parent(1, false, None);
     plan.parent_has(1, std::slice::from_ref(&(0..64)));
     plan.pass();
     plan.fill(Class::Stream);
@@ -150,6 +150,74 @@ fn without_room_only_what_is_waited_for_is_asked_for() {
     assert_eq!(plan.pick(at(1), false, &mut rng).len(), 1);
 }
 
+/// A plan that wants everything, with a near parent and one beyond the rack's border that has everything.
+fn behind_a_border(leaves: u32, claim: Claim) -> Plan {
+    let mut plan = plan(leaves);
+    (0..leaves).for_each(|leaf| plan.know(leaf));
+    plan.fill(Class::Stream);
+    plan.claim(Border::Rack, claim);
+    plan.add_parent(1, false, None);
+    plan.add_parent(2, false, Some(Border::Rack));
+    plan.parent_has(2, std::slice::from_ref(&(0..leaves)));
+    plan
+}
+
+/// What is asked of which parent until nothing is, with answers that come at once.
+fn asked_of(plan: &mut Plan, millis: u64, parent: Key) -> BTreeSet<u32> {
+    let mut rng = SmallRng::seed_from_u64(1);
+    let mut leaves = BTreeSet::new();
+    loop {
+        let requests = plan.pick(at(millis), false, &mut rng);
+        if requests.is_empty() {
+            return leaves;
+        }
+        for request in requests {
+            for leaf in request.leaves {
+                plan.arrived(leaf, request.parent, at(millis));
+                plan.landed(leaf);
+                leaves.extend((request.parent == parent).then_some(leaf));
+            }
+        }
+    }
+}
+
+#[test]
+fn only_what_it_is_to_bring_is_asked_for_beyond_a_border() {
+    let mut plan = behind_a_border(16, Claim { classes: 4, mine: 0b10 });
+    plan.parent_has(1, std::slice::from_ref(&(4..8)));
+    assert_eq!(asked_of(&mut plan, 0, 2), BTreeSet::from([1, 9, 13]));
+    assert_eq!(plan.held().ranges(), [1..2, 4..8, 9..10, 13..14]);
+    // Without a claim everything is.
+    let mut plan = behind_a_border(16, Claim::default());
+    assert_eq!(asked_of(&mut plan, 0, 2).len(), 16);
+}
+
+#[test]
+fn what_a_container_waits_for_comes_from_anywhere() {
+    let mut plan = behind_a_border(16, Claim { classes: 4, mine: 0 });
+    plan.demand(3..4, Class::Demand);
+    plan.demand(5..6, Class::Stream);
+    assert_eq!(asked_of(&mut plan, 0, 2), BTreeSet::from([3]));
+}
+
+#[test]
+fn what_nobody_brings_is_asked_for_after_a_while() {
+    let mut plan = behind_a_border(16, Claim { classes: 4, mine: 0 });
+    for millis in (0..2500).step_by(100) {
+        let asked = asked_of(&mut plan, millis, 2);
+        assert!(millis >= 700 || asked.is_empty(), "{millis}: {asked:?}");
+    }
+    assert!(plan.held().is_full());
+}
+
+#[test]
+fn what_a_near_parent_loses_may_be_brought_again() {
+    let mut plan = behind_a_border(4, Claim { classes: 4, mine: 0b1111 });
+    plan.parent_has(1, std::slice::from_ref(&(0..4)));
+    plan.remove_parent(1);
+    assert_eq!(asked_of(&mut plan, 0, 2).len(), 4);
+}
+
 proptest! {
     /// Whatever parents come, refuse and go: every leaf that some steady parent has arrives, none twice at once.
     #[test]
@@ -160,7 +228,7 @@ proptest! {
         plan.fill(Class::Stream);
         let whole = 0..leaves;
         for key in 0..=flaky {
-            plan.add_parent(key, false);
+            plan.add_parent(key, false, None);
             plan.parent_has(key, std::slice::from_ref(&whole));
         }
         let mut rounds = 0;
@@ -197,7 +265,7 @@ proptest! {
         (0..leaves).for_each(|leaf| plan.know(leaf));
         plan.fill(Class::Stream);
         for key in 0..parents {
-            plan.add_parent(key, false);
+            plan.add_parent(key, false, None);
             plan.parent_has(key, std::slice::from_ref(&(0..leaves)));
         }
         let mut due: BTreeMap<(u64, u64, u32), ()> = BTreeMap::new();

@@ -5,6 +5,7 @@ use std::io;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt};
 
 use super::frame::{Frame, FrameError, HEADER_LEN, Header};
+use crate::Site;
 
 const MAGIC: [u8; 4] = *b"DRTP";
 /// The version of the wire format that is spoken here.
@@ -26,9 +27,19 @@ pub(super) enum CodecError {
     HostId,
 }
 
-/// The first bytes that either side sends.
-pub(super) fn encode_hello(host_id: &str) -> Vec<u8> {
-    let id = host_id.as_bytes().get(..MAX_HOST_ID_LEN).unwrap_or(host_id.as_bytes());
+/// Who is at the other end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Hello {
+    pub(super) host: String,
+    /// Where it stands, if it said so.
+    pub(super) site: Site,
+}
+
+/// The first bytes that either side sends. Where it stands follows the host id, if there is room.
+pub(super) fn encode_hello(host_id: &str, site: Site) -> Vec<u8> {
+    let named = if site.is_known() { format!("{host_id}@{site}") } else { host_id.to_owned() };
+    let id = if named.len() <= MAX_HOST_ID_LEN { named.as_bytes() } else { host_id.as_bytes() };
+    let id = id.get(..MAX_HOST_ID_LEN).unwrap_or(id);
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(&(id.len() as u16).to_le_bytes());
@@ -36,8 +47,8 @@ pub(super) fn encode_hello(host_id: &str) -> Vec<u8> {
     out
 }
 
-/// Reads the other side's first bytes: its host id.
-pub(super) async fn read_hello<R: AsyncRead + Unpin>(reader: &mut R) -> Result<String, CodecError> {
+/// Reads the other side's first bytes.
+pub(super) async fn read_hello<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Hello, CodecError> {
     let mut head = [0; 8];
     reader.read_exact(&mut head).await?;
     let [m0, m1, m2, m3, v0, v1, l0, l1] = head;
@@ -54,10 +65,12 @@ pub(super) async fn read_hello<R: AsyncRead + Unpin>(reader: &mut R) -> Result<S
     }
     let mut id = vec![0; len];
     reader.read_exact(&mut id).await?;
-    match String::from_utf8(id) {
-        Ok(id) if id.bytes().all(|b| b.is_ascii_graphic()) => Ok(id),
-        _ => Err(CodecError::HostId),
+    let id = String::from_utf8(id).map_err(|_| CodecError::HostId)?;
+    if !id.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(CodecError::HostId);
     }
+    let (host, site) = id.split_once('@').unwrap_or((&id, ""));
+    Ok(Hello { host: host.to_owned(), site: Site::parse(site).unwrap_or_default() })
 }
 
 /// Waits until a frame begins; false if the other side closed the connection instead. Can be dropped without loss.
@@ -81,14 +94,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_hello_is_read_back() {
-        assert_eq!(read_hello(&mut &*encode_hello("host-7")).await.unwrap(), "host-7");
-        let long = "x".repeat(500);
-        assert_eq!(read_hello(&mut &*encode_hello(&long)).await.unwrap().len(), MAX_HOST_ID_LEN);
+        for site in [Site::default(), Site::new("r", "z", "1")] {
+            let hello = read_hello(&mut &*encode_hello("host-7", site)).await.unwrap();
+            assert_eq!(hello, Hello { host: "host-7".into(), site });
+            let long = read_hello(&mut &*encode_hello(&"x".repeat(500), site)).await.unwrap();
+            assert_eq!((long.host.len(), long.site), (MAX_HOST_ID_LEN, Site::default()));
+        }
     }
 
     #[tokio::test]
     async fn other_hellos_are_refused() {
-        let good = encode_hello("host-7");
+        let good = encode_hello("host-7", Site::default());
         let bad = |at: usize, byte: u8| {
             let mut bytes = good.clone();
             bytes[at] = byte;

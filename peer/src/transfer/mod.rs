@@ -13,7 +13,11 @@
 //! | 4 | `DRTP` |
 //! | 2 | version: 1 |
 //! | 2 | length of the host id: 1 to 128 |
-//! | … | host id, printable ASCII |
+//! | … | host id, printable ASCII, without `@` |
+//!
+//! A host that knows where it stands adds `@` and three hexadecimal numbers with dots between them: hashes of its region,
+//! zone and rack, 0 where it does not know. Whoever does not know of this takes all of it for the host id, which is only
+//! shown to people.
 //!
 //! Then both send frames. Each has a header of 16 bytes: kind (1 byte), detail (1), zero (2), stream (4), A (4), B (4);
 //! fields that a kind does not use are 0. The child chooses stream numbers: from 1 upwards, each larger than the last.

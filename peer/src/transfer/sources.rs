@@ -10,12 +10,13 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::TaskId;
+use crate::{Site, TaskId};
 
 /// Tasks that are read from the origin here, or that this host serves as a seed peer. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     seed: Arc<AtomicBool>,
+    site: Site,
     reading: Arc<Mutex<HashMap<TaskId, usize>>>,
 }
 
@@ -27,9 +28,15 @@ pub struct Reading {
 }
 
 impl Sources {
-    /// No task is read yet; a seed peer is the source of all that it serves.
-    pub fn new(seed: bool) -> Self {
-        Self { seed: Arc::new(AtomicBool::new(seed)), reading: Arc::default() }
+    /// No task is read yet; a seed peer is the source of all that it serves. What is new goes to children near `site`
+    /// first.
+    pub fn new(seed: bool, site: Site) -> Self {
+        Self { seed: Arc::new(AtomicBool::new(seed)), site, reading: Arc::default() }
+    }
+
+    /// Where this host stands.
+    pub(super) fn site(&self) -> Site {
+        self.site
     }
 
     /// This host becomes a seed peer, or an ordinary one; that holds for children that come from now on.
@@ -67,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_host_is_the_source_of_what_it_reads_and_as_a_seed_of_everything() {
-        let sources = Sources::new(false);
+        let sources = Sources::new(false, Site::default());
         let [read, other] = ["url:1", "url:2"].map(|task| TaskId::parse(task).unwrap());
         let readings = [sources.reads(&read), sources.reads(&read)];
         assert!(sources.contains(&read) && !sources.contains(&other));

@@ -62,7 +62,7 @@ impl Figures {
         let copies = |leaves: u64| leaves as f64 / f64::from(scenario.leaves());
         let messages = counts.messages_up + counts.messages_down;
         let moved = counts.leaves as f64 * scenario.unit as f64 / 1e9;
-        let far = scenario.racks.saturating_sub(1).max(1);
+        let far = if scenario.seed_apart { scenario.racks } else { scenario.racks.saturating_sub(1).max(1) };
         Self {
             arm: "simulated",
             scenario: scenario.kind.name(),

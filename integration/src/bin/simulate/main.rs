@@ -49,6 +49,9 @@ struct Arguments {
     /// Racks in the scenario of that name.
     #[arg(long, default_value_t = 2)]
     racks: u32,
+    /// The seed peer stands in none of the racks.
+    #[arg(long)]
+    seed_apart: bool,
     /// No seed peer: one of them reads the origin.
     #[arg(long)]
     no_seed: bool,
@@ -87,6 +90,7 @@ impl Arguments {
             rate: self.rate * 1_000_000 / 8,
             uploads: self.uploads,
             racks: if kind == ScenarioKind::Racks { self.racks } else { 1 },
+            seed_apart: self.seed_apart && kind == ScenarioKind::Racks,
             seed: self.seed,
         }
     }

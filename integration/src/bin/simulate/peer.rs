@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use darter_peer::plan::{ChildKey, Offers, Plan};
+use darter_peer::{
+    Border,
+    plan::{ChildKey, Claim, Offers, Plan},
+};
 use darter_proto::scheduler::{
     Announce, Digests, Fault, Finished, Host, ParentReport, Place, Progress, Register, Source, Task,
     TaskProgress, peer_message::Message as Said,
@@ -46,6 +49,8 @@ pub(crate) struct Peer {
     pub(crate) state: State,
     /// Known once the content's length is; gone when everything is here.
     pub(crate) plan: Option<Box<Plan>>,
+    /// What it is to bring into its rack, once the scheduler has said so.
+    pub(crate) claim: Option<Claim>,
     pub(crate) leased: bool,
     /// Who serves this peer, and what it was told since the last report.
     pub(crate) parents: BTreeMap<Id, Report>,
@@ -80,8 +85,8 @@ impl Showing {
         Self { offers: Offers::new(leaves), children: BTreeMap::new(), ids: BTreeMap::new() }
     }
 
-    pub(crate) fn join(&mut self, child: Id) {
-        let key = self.offers.join();
+    pub(crate) fn join(&mut self, child: Id, beyond: Option<Border>) {
+        let key = self.offers.join(beyond);
         self.children.insert(child, key);
         self.ids.insert(key, child);
     }
@@ -129,12 +134,13 @@ impl Peer {
         Self {
             id,
             is_seed: false,
-            rack: id % scenario.racks,
+            rack: if id == 0 && scenario.seed_apart { scenario.racks } else { id % scenario.racks },
             arrives: 0,
             killed_at: None,
             slow: false,
             state: State::Idle,
             plan: None,
+            claim: None,
             leased: false,
             parents: BTreeMap::new(),
             children: BTreeSet::new(),
@@ -171,6 +177,11 @@ impl Peer {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             }),
         })
+    }
+
+    /// The border between this peer and another one.
+    pub(crate) fn border_to(&self, rack: u32) -> Option<Border> {
+        (self.rack != rack).then_some(Border::Rack)
     }
 
     pub(crate) fn register(&self) -> Said {

@@ -24,6 +24,8 @@ pub(crate) struct Scenario {
     pub(crate) uploads: usize,
     /// Racks, with a link of a third of their hosts' rates.
     pub(crate) racks: u32,
+    /// The seed peer stands in none of them.
+    pub(crate) seed_apart: bool,
     /// Equal numbers give equal runs.
     pub(crate) seed: u64,
 }

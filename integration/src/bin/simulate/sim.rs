@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Result, bail};
 use darter_integration::scenario::ScenarioKind;
-use darter_peer::{Class, Geometry, LeafSet, plan::Plan};
+use darter_peer::{
+    Border, Class, Geometry, LeafSet,
+    plan::{Claim, Plan},
+};
 use darter_proto::scheduler::{
     Fault, PeerMessage, SchedulerMessage, peer_message::Message as Said, scheduler_message::Message as Heard,
 };
@@ -137,7 +140,7 @@ impl Sim {
             due: BinaryHeap::new(),
             scheduler: state::State::new(settings, scenario.seed, state::Time::default()),
             peers: (0..=scenario.peers).map(|id| Peer::new(id, scenario)).collect(),
-            racks: vec![[rack; 2]; scenario.racks as usize],
+            racks: vec![[rack; 2]; scenario.racks as usize + usize::from(scenario.seed_apart)],
             rng: Xoshiro256PlusPlus::seed_from_u64(scenario.seed),
             waiting: scenario.peers,
             counts: Counts::default(),
@@ -263,6 +266,13 @@ impl Sim {
                     self.with(id, |peer| _ = peer.parents.entry(parent).or_default());
                     self.after(2 * LATENCY, Event::Subscribed { child: id, parent });
                 }
+                for claim in change.claims {
+                    let claim = Claim { classes: claim.classes, mine: claim.mine };
+                    self.with(id, |peer| {
+                        peer.claim = Some(claim);
+                        peer.plan.iter_mut().for_each(|plan| plan.claim(Border::Rack, claim));
+                    });
+                }
                 self.ask(id);
             }
             Some(Heard::Lease(_) | Heard::Fetch(_)) => {
@@ -285,6 +295,7 @@ impl Sim {
         }
         let mut plan = Plan::new(self.geometry.clone(), LeafSet::new(self.leaves));
         plan.fill(Class::Stream);
+        self.peer(id).claim.iter().for_each(|claim| plan.claim(Border::Rack, *claim));
         self.with(id, |peer| peer.plan = Some(Box::new(plan)));
         let parents: Vec<Id> = self.peer(id).parents.keys().copied().collect();
         for parent in parents {
@@ -311,12 +322,14 @@ impl Sim {
             return;
         }
         let leaves = self.leaves;
+        let rack = self.peer(child).rack;
         let has = self.with(parent, |peer| {
             if !peer.children.insert(child) {
                 return Vec::new();
             }
+            let beyond = peer.border_to(rack);
             if let Some(showing) = &mut peer.showing {
-                showing.join(child);
+                showing.join(child, beyond);
                 Vec::new()
             } else if peer.state == State::Done {
                 std::iter::once(0..leaves).collect()
@@ -324,10 +337,11 @@ impl Sim {
                 peer.plan.as_ref().map(|plan| plan.held().ranges()).unwrap_or_default()
             }
         });
-        let seed = self.peer(parent).is_seed;
+        let (seed, rack) = (self.peer(parent).is_seed, self.peer(parent).rack);
         self.with(child, |peer| {
+            let beyond = peer.border_to(rack);
             if let Some(plan) = &mut peer.plan {
-                plan.add_parent(u64::from(parent), seed);
+                plan.add_parent(u64::from(parent), seed, beyond);
                 plan.parent_has(u64::from(parent), &has);
             }
         });

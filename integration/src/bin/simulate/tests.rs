@@ -13,6 +13,7 @@ fn thousand(kind: ScenarioKind) -> Scenario {
         rate: 12_500_000,
         uploads: 2,
         racks: if kind == ScenarioKind::Racks { 2 } else { 1 },
+        seed_apart: false,
         seed: 1,
     }
 }
@@ -38,6 +39,22 @@ fn whoever_dies_the_others_get_everything_and_the_origin_is_asked_once() {
         // Without a seed peer the one that reads the origin may be among those that die.
         assert!(figures.origin_copies <= if with_seed { 1.0 } else { 2.0 }, "{figures:?}");
     }
+}
+
+#[test]
+fn what_a_rack_lacks_crosses_into_it_about_once() {
+    for seed_apart in [false, true] {
+        let racks = Scenario { peers: 64, seed_apart, ..thousand(ScenarioKind::Racks) };
+        let figures = figures(&racks);
+        assert!(figures.cross_copies <= 1.2, "{figures:?}");
+    }
+}
+
+#[test]
+fn whoever_dies_others_bring_what_it_should_have_brought() {
+    let racks = Scenario { peers: 64, racks: 2, ..thousand(ScenarioKind::Churn) };
+    let figures = figures(&racks);
+    assert!(figures.cross_copies <= 1.5, "{figures:?}");
 }
 
 #[test]

@@ -34,7 +34,7 @@ use super::{
     metrics::TransferMetrics,
     socket::{send_all, tune},
 };
-use crate::{Limits, TaskId};
+use crate::{Limits, Site, TaskId};
 
 /// Bytes read ahead of a frame. Small, since of a leaf they are copied once more.
 const READ_AHEAD: usize = 4096;
@@ -50,6 +50,7 @@ pub struct Pool {
 
 struct Inner {
     host_id: String,
+    site: Site,
     limits: Limits,
     config: TransferConfig,
     metrics: TransferMetrics,
@@ -64,9 +65,10 @@ type Place = tokio::sync::Mutex<Option<Arc<Link>>>;
 type Reader = BufReader<OwnedReadHalf>;
 
 impl Pool {
-    /// No connections yet. `host_id` is told to parents.
+    /// No connections yet. `host_id` and where it stands are told to parents.
     pub fn new(
         host_id: impl Into<String>,
+        site: Site,
         limits: Limits,
         config: &TransferConfig,
         metrics: TransferMetrics,
@@ -74,6 +76,7 @@ impl Pool {
         Self {
             inner: Arc::new(Inner {
                 host_id: host_id.into(),
+                site,
                 limits,
                 config: config.clone(),
                 metrics,
@@ -147,18 +150,18 @@ impl Inner {
         let connect = |source| TransferError::Connect { address: address.into(), source };
         let stream = TcpStream::connect(address).await.map_err(connect)?;
         tune(&stream).map_err(connect)?;
-        let hello = encode_hello(&self.host_id);
+        let hello = encode_hello(&self.host_id, self.site);
         send_all(&stream, &hello, false, self.config.dial_timeout).await.map_err(connect)?;
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
-        let host = read_hello(&mut reader).await.map_err(|error| TransferError::Handshake {
+        let hello = read_hello(&mut reader).await.map_err(|error| TransferError::Handshake {
             address: address.into(),
             reason: match error {
                 CodecError::Io(error) => format!("{error} (it may serve as many children as it takes)"),
                 other => other.to_string(),
             },
         })?;
-        Ok((reader, writer, host))
+        Ok((reader, writer, hello.host))
     }
 
     /// Drives a connection until it ends: all its parts in one task, and the first that ends says why. The task holds

@@ -32,7 +32,7 @@ pub(super) async fn announce(server: Arc<Server>, child: Arc<Child>, stream: u32
             let Some(entry) = begun(&server, &task).await else {
                 return child.close(stream, "the parent does not hold this task").await;
             };
-            let open = Stream::of(&server, entry);
+            let open = Stream::of(&server, &child, entry);
             child.begin(stream, open.clone());
             open
         }

@@ -25,7 +25,7 @@ use super::{
     send::Sender,
 };
 use crate::{
-    Class,
+    Border, Class,
     store::Entry,
     transfer::{
         codec::{CodecError, encode_hello, read_hello},
@@ -45,6 +45,8 @@ pub(super) struct Child {
     streams: Mutex<HashMap<u32, Option<Stream>>>,
     queue: Mutex<LeafQueue>,
     metrics: TransferMetrics,
+    /// The border between this host and the child.
+    pub(super) beyond: Option<Border>,
     /// A leaf was queued.
     pub(super) queued: Notify,
     /// Frames to be sent, in order; leaves are taken from the queue.
@@ -61,9 +63,9 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A subscription to the entry's task.
-    pub(super) fn of(server: &Server, entry: Arc<Entry>) -> Self {
+    pub(super) fn of(server: &Server, child: &Child, entry: Arc<Entry>) -> Self {
         let turns = server.config.coordinate && server.sources.contains(entry.id());
-        let place = turns.then(|| Arc::new(server.desks.join(&entry)));
+        let place = turns.then(|| Arc::new(server.desks.join(&entry, child.beyond)));
         Self { entry, place }
     }
 }
@@ -93,17 +95,20 @@ async fn converse(
     let (reader, writer) = stream.into_split();
     let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
     let hello = timeout(patience, read_hello(&mut reader)).await;
-    let answer = encode_hello(server.store.host_id());
+    let answer = encode_hello(server.store.host_id(), server.sources.site());
     // Also a child of another version is told which one is spoken here.
     send_all(writer.as_ref(), &answer, false, patience).await?;
-    let host = hello.map_err(|_| io::Error::new(ErrorKind::TimedOut, "no handshake in time"))??;
-    tracing::debug!(host, "child connected");
+    let hello = hello.map_err(|_| io::Error::new(ErrorKind::TimedOut, "no handshake in time"))??;
+    tracing::debug!(host = hello.host, "child connected");
+    // One that does not say where it stands is served as if it were near.
+    let beyond = if hello.site.is_known() { server.sources.site().border_to(&hello.site) } else { None };
 
     let (frames, waiting) = mpsc::channel(WAITING_FRAMES);
     let child = Arc::new(Child {
         streams: Mutex::default(),
         queue: Mutex::default(),
         metrics: server.metrics.clone(),
+        beyond,
         queued: Notify::new(),
         frames,
     });

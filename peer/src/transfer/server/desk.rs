@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    TaskId,
+    Border, TaskId,
     plan::{ChildKey, Offers},
     store::Entry,
 };
@@ -55,8 +55,8 @@ pub(super) struct Place {
 }
 
 impl Desks {
-    /// A place for a child of the entry's task.
-    pub(super) fn join(&self, entry: &Entry) -> Place {
+    /// A place for a child of the entry's task, which may stand beyond a border.
+    pub(super) fn join(&self, entry: &Entry, beyond: Option<Border>) -> Place {
         let mut desks = self.by_task.lock();
         desks.retain(|_, desk| desk.strong_count() > 0);
         let desk = desks.get(entry.id()).and_then(Weak::upgrade);
@@ -69,7 +69,7 @@ impl Desks {
         });
         let (child, bell) = {
             let mut state = desk.state.lock();
-            let (child, waiting) = (state.offers.join(), Waiting::default());
+            let (child, waiting) = (state.offers.join(beyond), Waiting::default());
             let bell = waiting.bell.clone();
             state.places.insert(child, waiting);
             (child, bell)

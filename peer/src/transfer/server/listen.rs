@@ -121,7 +121,7 @@ impl Listener {
             return Ok(());
         }
         // Known before the next frame is read, which may be a request for its leaves.
-        let open = self.server.store.get(task).map(|entry| Stream::of(&self.server, entry));
+        let open = self.server.store.get(task).map(|entry| Stream::of(&self.server, &self.child, entry));
         self.child.open(stream, open);
         self.announcers.retain(|_, announcer| !announcer.is_finished());
         let announcer = tokio::spawn(announce(self.server.clone(), self.child.clone(), stream, task.clone()));

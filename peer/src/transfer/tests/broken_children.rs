@@ -15,7 +15,7 @@ const LEAF: u64 = LEAF_LEN as u64;
 
 async fn connect(host: &Host) -> TcpStream {
     let mut stream = TcpStream::connect(host.address).await.unwrap();
-    stream.write_all(&encode_hello("raw")).await.unwrap();
+    stream.write_all(&encode_hello("raw", crate::Site::default())).await.unwrap();
     timeout(GUARD, read_hello(&mut stream)).await.unwrap().unwrap();
     stream
 }
@@ -89,7 +89,7 @@ async fn what_is_no_child_is_dropped() {
         let mut stream = TcpStream::connect(host.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         // All it gets is the parent's hello.
-        assert_eq!(drained(&mut stream).await, encode_hello(host.store.host_id()));
+        assert_eq!(drained(&mut stream).await, encode_hello(host.store.host_id(), crate::Site::default()));
     }
     host.stop().await;
 }

@@ -31,7 +31,7 @@ impl Fake {
     async fn asked(&self) -> TcpStream {
         let mut stream = self.accept().await;
         read_hello(&mut stream).await.unwrap();
-        stream.write_all(&encode_hello("fake")).await.unwrap();
+        stream.write_all(&encode_hello("fake", crate::Site::default())).await.unwrap();
         assert_eq!(read_frame(&mut stream).await.unwrap(), Frame::Subscribe { stream: 1, task: task(1) });
         send(&mut stream, Frame::Have { stream: 1, leaves: vec![0..9] }).await;
         let asked = Frame::Request { stream: 1, leaves: 0..1, class: Class::Stream };
@@ -177,7 +177,7 @@ async fn what_is_no_parent_fails_the_handshake() {
     let wanted = task(1);
     let subscribe = || child.pool.subscribe(&address, &wanted, child.events.clone(), 1);
 
-    let mut newer = encode_hello("fake");
+    let mut newer = encode_hello("fake", crate::Site::default());
     newer[4] = 2;
     for (hello, says) in [
         (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "no Darter peer"),

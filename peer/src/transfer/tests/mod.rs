@@ -100,7 +100,7 @@ impl Child {
         let (limits, metrics) = (Limits::default(), metrics());
         let (events, heard) = mpsc::channel(1024);
         Self {
-            pool: Pool::new("child", limits.clone(), config, metrics.clone()),
+            pool: Pool::new("child", crate::Site::default(), limits.clone(), config, metrics.clone()),
             limits,
             metrics,
             events,

@@ -30,7 +30,7 @@ async fn a_silent_parent_is_given_up() {
     let parent = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         read_hello(&mut stream).await.unwrap();
-        stream.write_all(&encode_hello("fake")).await.unwrap();
+        stream.write_all(&encode_hello("fake", crate::Site::default())).await.unwrap();
         stream
     };
     let (mut parent, subscription) = tokio::join!(parent, child.subscribe(address, 1));
@@ -49,7 +49,7 @@ async fn a_silent_parent_is_given_up() {
 async fn a_silent_child_is_given_up() {
     let host = Host::start().await;
     let mut stream = TcpStream::connect(host.address).await.unwrap();
-    stream.write_all(&encode_hello("raw")).await.unwrap();
+    stream.write_all(&encode_hello("raw", crate::Site::default())).await.unwrap();
     read_hello(&mut stream).await.unwrap();
     time::pause();
     let reason = "nothing was heard of the child".to_owned();
@@ -63,7 +63,7 @@ async fn a_silent_child_is_given_up() {
 async fn a_child_that_only_pings_is_given_up() {
     let host = Host::start().await;
     let mut stream = TcpStream::connect(host.address).await.unwrap();
-    stream.write_all(&encode_hello("raw")).await.unwrap();
+    stream.write_all(&encode_hello("raw", crate::Site::default())).await.unwrap();
     read_hello(&mut stream).await.unwrap();
     time::pause();
     let mut ping = Vec::new();
