@@ -254,7 +254,9 @@ impl Offers {
 
     /// The leaf that fewest have been shown, and of those the last one, for an idle child that has not seen it.
     fn next_again(&self) -> Option<(ChildKey, u32)> {
-        let idle = self.children.iter().filter(|(_, child)| child.due.len() < 2);
+        // Who stands farther away may not take most of it, and has the nearest to get it from.
+        let may = |child: &Child| child.beyond <= self.nearest || self.sent.is_full();
+        let idle = self.children.iter().filter(|(_, child)| child.due.len() < 2 && may(child));
         let (key, child) = idle
             .filter(|(_, child)| child.shown.count() < self.held.count())
             .min_by_key(|(_, child)| (child.beyond, child.due.len(), child.turns))?;
