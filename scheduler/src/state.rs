@@ -226,6 +226,7 @@ impl State {
                 Timer::Lease(task) => self.change(&task, Task::check_leases),
                 Timer::Untold(task) => self.change(&task, Task::tell_untold),
                 Timer::DigestsAsked(task, host) => self.change(&task, |task, _| task.check_answer(host)),
+                Timer::Mute(host) => self.see_to_tasks_of(host),
                 Timer::Making(blob, seed) => self.check_layer(&blob, seed),
             }
         }
@@ -238,6 +239,14 @@ impl State {
             self.change(&task, |_, _| {});
         }
         self.make_waiting_layers();
+    }
+
+    /// Whether the host may be asked for something has changed.
+    fn see_to_tasks_of(&mut self, host: HostKey) {
+        let tasks = self.world.hosts.get(host).map(|host| host.tasks.iter().cloned().collect::<Vec<_>>());
+        for task in tasks.unwrap_or_default() {
+            self.change(&task, |_, _| {});
+        }
     }
 
     fn check_idle(&mut self, id: &TaskId) {

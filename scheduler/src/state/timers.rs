@@ -24,6 +24,8 @@ pub(super) enum Timer {
     Untold(TaskId),
     /// The digests that a host was asked for should have come.
     DigestsAsked(TaskId, HostKey),
+    /// A host does not answer: others may have to fetch what it holds.
+    Mute(HostKey),
     /// A layer should have been made by now.
     Making(TaskId, HostKey),
 }

@@ -64,14 +64,15 @@ impl World {
         self.hosts.is_available(host, self.now)
     }
 
-    /// Sends to a host, if it is here.
     /// A host does not answer; nothing is asked of it until it says something.
-    pub(super) fn mute(&mut self, host: HostKey) {
-        if let Some(host) = self.hosts.get_mut(host) {
+    pub(super) fn mute(&mut self, key: HostKey) {
+        if let Some(host) = self.hosts.get_mut(key) {
             host.mute = true;
+            self.remind_in(Duration::ZERO, Timer::Mute(key));
         }
     }
 
+    /// Sends to a host, if it is here.
     pub(super) fn send(&mut self, host: HostKey, message: says::Message) {
         if let Some(session) = self.hosts.get(host).and_then(|host| host.session) {
             self.send_to_session(session, message);

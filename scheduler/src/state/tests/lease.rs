@@ -91,6 +91,29 @@ fn a_frozen_holder_loses_its_lease_soon_and_gets_no_other_before_it_speaks() {
 }
 
 #[test]
+fn what_only_a_frozen_host_holds_is_fetched_by_another() {
+    let mut driver = Driver::new();
+    let (holder, seed, peer) = (driver.peer("holder"), driver.seed("seed"), driver.peer("a"));
+    driver.say(holder, finished());
+    driver.say(peer, wants());
+    assert_eq!(driver.parents(peer), ["holder"]);
+    let other = proto::Task { id: "sha256:other".into(), source: Some(source()) };
+    let reads = proto::Register { task: Some(other), from_origin: true, ..register() };
+    driver.say(holder, said::Message::Register(reads));
+    driver.pass(1600);
+    let mut fetched: Vec<_> = driver
+        .take(seed)
+        .into_iter()
+        .filter_map(|message| match message {
+            says::Message::Fetch(fetch) => fetch.task.map(|task| task.id),
+            _ => None,
+        })
+        .collect();
+    fetched.sort();
+    assert_eq!(fetched, [TASK, "sha256:other"]);
+}
+
+#[test]
 fn a_slow_holder_keeps_its_lease_when_there_is_nobody_else() {
     let mut driver = Driver::new();
     let peer = driver.peer("a");
