@@ -25,6 +25,8 @@ const LATE: Duration = Duration::from_millis(300);
 /// A child that does not ask for what it was shown within this time does not want it. On a full link the news alone takes
 /// some 200 ms to arrive, and who asks a little later than this is sent what another is sent too.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// The same for a leaf that is shown again: most that are shown it have it from somebody else.
+const AGAIN: Duration = Duration::from_millis(250);
 /// So long nothing new must have come before leaves are shown a second time, while more is to come.
 const LULL: Duration = Duration::from_millis(150);
 
@@ -75,6 +77,7 @@ struct Child {
 #[derive(Debug, Clone, Copy)]
 struct Due {
     since: Duration,
+    patience: Duration,
     asked: bool,
 }
 
@@ -131,7 +134,7 @@ impl Offers {
     pub fn asked(&mut self, key: ChildKey, leaf: u32, now: Duration) {
         let Some(child) = self.children.get_mut(&key) else { return };
         child.shown.insert(leaf);
-        child.due.entry(leaf).or_insert(Due { since: now, asked: true }).asked = true;
+        child.due.entry(leaf).or_insert(Due { since: now, patience: PATIENCE, asked: true }).asked = true;
         self.fresh.remove(leaf);
     }
 
@@ -182,7 +185,7 @@ impl Offers {
         while (due as f64) < self.window
             && let Some((key, leaf)) = self.next_fresh(&groups)
         {
-            self.show_to(key, leaf, now);
+            self.show_to(key, leaf, now, PATIENCE);
             news.entry(key).or_default().push(leaf);
             self.busy = now;
             due += 1;
@@ -192,7 +195,7 @@ impl Offers {
             && (due as f64) < self.window
             && let Some((key, leaf)) = self.next_again()
         {
-            self.show_to(key, leaf, now);
+            self.show_to(key, leaf, now, AGAIN);
             news.entry(key).or_default().push(leaf);
             due += 1;
         }
@@ -265,14 +268,14 @@ impl Offers {
         Some((*key, rarest))
     }
 
-    fn show_to(&mut self, key: ChildKey, leaf: u32, now: Duration) {
+    fn show_to(&mut self, key: ChildKey, leaf: u32, now: Duration, patience: Duration) {
         self.fresh.remove(leaf);
         if let Some(shown) = self.shown.get_mut(leaf as usize) {
             *shown = shown.saturating_add(1);
         }
         if let Some(child) = self.children.get_mut(&key) {
             child.shown.insert(leaf);
-            child.due.insert(leaf, Due { since: now, asked: false });
+            child.due.insert(leaf, Due { since: now, patience, asked: false });
             child.turns += 1;
         }
     }
@@ -282,7 +285,7 @@ impl Offers {
         let mut unwanted = BTreeSet::new();
         for child in self.children.values_mut() {
             child.due.retain(|leaf, due| {
-                let keep = due.asked || now.saturating_sub(due.since) < PATIENCE;
+                let keep = due.asked || now.saturating_sub(due.since) < due.patience;
                 if !keep {
                     unwanted.insert(*leaf);
                 }
