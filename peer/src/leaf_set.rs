@@ -69,42 +69,24 @@ impl LeafSet {
 
     /// The first leaf at or after `from` that is not in the set.
     pub fn first_missing(&self, from: u32) -> Option<u32> {
-        self.next(from, |word| !word).filter(|leaf| *leaf < self.leaves)
+        self.next(from, |_, word| !word).filter(|leaf| *leaf < self.leaves)
     }
 
     /// The first leaf at or after `from` that is in the set.
     pub fn first_held(&self, from: u32) -> Option<u32> {
-        self.next(from, |word| word)
+        self.next(from, |_, word| word)
     }
 
     /// The first leaf at or after `from` that is in both sets.
     pub fn first_common(&self, other: &Self, from: u32) -> Option<u32> {
-        let first = (from / 64) as usize;
-        for (at, (a, b)) in self.words.iter().zip(&other.words).enumerate().skip(first) {
-            let mut bits = a & b;
-            if at == first {
-                bits &= u64::MAX << (from % 64);
-            }
-            if bits != 0 {
-                return u32::try_from(at).ok().map(|at| at * 64 + bits.trailing_zeros());
-            }
-        }
-        None
+        self.next(from, |at, word| word & other.word(at))
     }
 
     /// The first leaf at or after `from` that is in this set and all of `others`, and not in `except`.
     pub(crate) fn first_in_all(&self, others: &[&Self], except: &Self, from: u32) -> Option<u32> {
-        let first = (from / 64) as usize;
-        let word = |set: &Self, at: usize| set.words.get(at).copied().unwrap_or(0);
-        for (at, own) in self.words.iter().enumerate().skip(first) {
-            let from = if at == first { u64::MAX << (from % 64) } else { u64::MAX };
-            let bits =
-                others.iter().fold(own & from & !word(except, at), |bits, other| bits & word(other, at));
-            if bits != 0 {
-                return u32::try_from(at).ok().map(|at| at * 64 + bits.trailing_zeros());
-            }
-        }
-        None
+        self.next(from, |at, word| {
+            others.iter().fold(word & !except.word(at), |bits, other| bits & other.word(at))
+        })
     }
 
     /// Adds all leaves of another set of the same task.
@@ -125,10 +107,15 @@ impl LeafSet {
         ranges
     }
 
-    fn next(&self, from: u32, map: impl Fn(u64) -> u64) -> Option<u32> {
+    fn word(&self, at: usize) -> u64 {
+        self.words.get(at).copied().unwrap_or(0)
+    }
+
+    /// The first leaf at or after `from` whose bit is set in what `map` makes of the words, given with their places.
+    fn next(&self, from: u32, map: impl Fn(usize, u64) -> u64) -> Option<u32> {
         let first = (from / 64) as usize;
         for (at, word) in self.words.iter().enumerate().skip(first) {
-            let mut bits = map(*word);
+            let mut bits = map(at, *word);
             if at == first {
                 bits &= u64::MAX << (from % 64);
             }

@@ -490,6 +490,9 @@ impl Plan {
     /// Parents beyond a border come first, since everybody on this side waits for what is brought from there; but no more
     /// than half of what is on its way is theirs, so that a narrow link does not keep the near ones waiting.
     fn claimed_first(&self, ranked: &mut Vec<Key>, window: usize) {
+        if self.claims.is_empty() {
+            return;
+        }
         let claimed = |parent: &&Parent| self.claims_on(parent).is_some();
         let in_flight: u32 = self.parents.values().filter(claimed).map(|parent| parent.in_flight).sum();
         let is_claimed = |key: &Key| self.parents.get(key).is_some_and(|parent| claimed(&parent));

@@ -237,19 +237,20 @@ impl Offers {
         for group in groups {
             let members = || self.members(std::slice::from_ref(group));
             let most = (self.window as usize / members().count().max(1)).max(2);
-            let mut free: Vec<_> = members().filter(|(_, child)| child.due.len() < most).collect();
-            free.sort_by_key(|(_, child)| (child.due.len(), child.turns));
-            let (key, child) = free.first()?;
+            let load = |child: &Child| (child.due.len(), child.turns);
+            let free = || members().filter(|(_, child)| child.due.len() < most);
+            let (key, child) = free().min_by_key(|(_, child)| load(child))?;
             if !child.shown.contains(first) {
-                return Some((**key, first));
+                return Some((*key, first));
             }
             // It was shown this one before and did not want it.
             let unseen = self.fresh.ranges().into_iter().flatten().find(|leaf| !child.shown.contains(*leaf));
             if let Some(leaf) = unseen {
-                return Some((**key, leaf));
+                return Some((*key, leaf));
             }
-            if let Some((key, _)) = free.iter().find(|(_, child)| !child.shown.contains(first)) {
-                return Some((**key, first));
+            let others = free().filter(|(_, child)| !child.shown.contains(first));
+            if let Some((key, _)) = others.min_by_key(|(_, child)| load(child)) {
+                return Some((*key, first));
             }
         }
         None

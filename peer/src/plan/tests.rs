@@ -11,6 +11,19 @@ fn plan(leaves: u32) -> Plan {
     Plan::new(geometry, LeafSet::new(leaves))
 }
 
+/// A plan for leaves whose digests are all known.
+fn known(leaves: u32) -> Plan {
+    let mut plan = plan(leaves);
+    (0..leaves).for_each(|leaf| plan.know(leaf));
+    plan
+}
+
+/// An ordinary parent joins that has these leaves.
+fn join(plan: &mut Plan, key: Key, has: Range<u32>) {
+    plan.add_parent(key, false, None);
+    plan.parent_has(key, &[has]);
+}
+
 fn at(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
@@ -20,8 +33,7 @@ fn asks_only_for_leaves_with_a_known_digest() {
     let mut plan = plan(8);
     let mut rng = SmallRng::seed_from_u64(1);
     plan.fill(Class::Stream);
-    plan.add_parent(1, false, None);
-    plan.parent_has(1, std::slice::from_ref(&(0..8)));
+    join(&mut plan, 1, 0..8);
     assert_eq!(plan.pick(at(0), false, &mut rng), []);
     plan.know(3);
     assert_eq!(
@@ -32,13 +44,11 @@ fn asks_only_for_leaves_with_a_known_digest() {
 
 #[test]
 fn what_a_container_waits_for_comes_first_and_is_hedged() {
-    let mut plan = plan(64);
+    let mut plan = known(64);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..64).for_each(|leaf| plan.know(leaf));
     plan.fill(Class::Background);
     for parent in [1, 2] {
-        plan.add_parent(parent, false, None);
-        plan.parent_has(parent, std::slice::from_ref(&(0..64)));
+        join(&mut plan, parent, 0..64);
     }
     plan.demand(40..41, Class::Demand);
     let first = plan.pick(at(0), false, &mut rng).remove(0);
@@ -50,11 +60,9 @@ fn what_a_container_waits_for_comes_first_and_is_hedged() {
 
 #[test]
 fn what_was_asked_for_in_the_background_is_asked_for_again_once_a_container_waits_for_it() {
-    let mut plan = plan(4);
+    let mut plan = known(4);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..4).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false, None);
-    plan.parent_has(1, std::slice::from_ref(&(0..4)));
+    join(&mut plan, 1, 0..4);
     plan.fill(Class::Background);
     let leaf = plan.pick(at(0), false, &mut rng)[0].leaves.start;
     plan.demand(leaf..leaf + 1, Class::Demand);
@@ -66,11 +74,9 @@ fn what_was_asked_for_in_the_background_is_asked_for_again_once_a_container_wait
 
 #[test]
 fn background_work_is_held_while_a_container_waits_for_something() {
-    let mut plan = plan(64);
+    let mut plan = known(64);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..64).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false, None);
-    plan.parent_has(1, std::slice::from_ref(&(0..64)));
+    join(&mut plan, 1, 0..64);
     plan.fill(Class::Background);
     plan.demand(5..6, Class::Background);
     plan.demand(9..10, Class::Demand);
@@ -82,30 +88,25 @@ fn background_work_is_held_while_a_container_waits_for_something() {
 
 #[test]
 fn what_a_lost_parent_owed_is_asked_of_another() {
-    let mut plan = plan(4);
+    let mut plan = known(4);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..4).for_each(|leaf| plan.know(leaf));
     plan.fill(Class::Stream);
-    plan.add_parent(1, false, None);
-    plan.parent_has(1, std::slice::from_ref(&(0..4)));
+    join(&mut plan, 1, 0..4);
     while !plan.pick(at(0), false, &mut rng).is_empty() {}
     assert!(plan.is_waiting());
     plan.remove_parent(1);
     assert!(!plan.is_waiting());
-    plan.add_parent(2, false, None);
-    plan.parent_has(2, std::slice::from_ref(&(0..4)));
+    join(&mut plan, 2, 0..4);
     let asked: u32 = plan.pick(at(0), false, &mut rng).iter().map(|r| r.leaves.len() as u32).sum();
     assert_eq!(asked, 4);
 }
 
 #[test]
 fn what_only_a_source_shows_is_asked_for_at_once() {
-    let mut plan = plan(64);
+    let mut plan = known(64);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..64).for_each(|leaf| plan.know(leaf));
     plan.fill(Class::Stream);
-    plan.add_parent(1, false, None);
-    plan.parent_has(1, std::slice::from_ref(&(0..32)));
+    join(&mut plan, 1, 0..32);
     // As many as there may be on their way.
     while !plan.pick(at(0), false, &mut rng).is_empty() {}
     plan.add_parent(2, true, None);
@@ -116,9 +117,8 @@ fn what_only_a_source_shows_is_asked_for_at_once() {
 
 #[test]
 fn a_source_is_asked_for_what_a_container_waits_for_even_unshown() {
-    let mut plan = plan(64);
+    let mut plan = known(64);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..64).for_each(|leaf| plan.know(leaf));
     plan.add_parent(1, false, None);
     plan.add_parent(2, true, None);
     plan.demand(7..8, Class::Stream);
@@ -130,11 +130,9 @@ fn a_source_is_asked_for_what_a_container_waits_for_even_unshown() {
 
 #[test]
 fn without_room_only_what_is_waited_for_is_asked_for() {
-    let mut plan = plan(64);
+    let mut plan = known(64);
     let mut rng = SmallRng::seed_from_u64(1);
-    (0..64).for_each(|leaf| plan.know(leaf));
-    plan.add_parent(1, false, None);
-    plan.parent_has(1, std::slice::from_ref(&(0..64)));
+    join(&mut plan, 1, 0..64);
     plan.pass();
     plan.fill(Class::Stream);
     assert_eq!(plan.pick(at(0), false, &mut rng), []);
@@ -228,8 +226,7 @@ proptest! {
         plan.fill(Class::Stream);
         let whole = 0..leaves;
         for key in 0..=flaky {
-            plan.add_parent(key, false, None);
-            plan.parent_has(key, std::slice::from_ref(&whole));
+            join(&mut plan, key, whole.clone());
         }
         let mut rounds = 0;
         while plan.wants() {
@@ -265,8 +262,7 @@ proptest! {
         (0..leaves).for_each(|leaf| plan.know(leaf));
         plan.fill(Class::Stream);
         for key in 0..parents {
-            plan.add_parent(key, false, None);
-            plan.parent_has(key, std::slice::from_ref(&(0..leaves)));
+            join(&mut plan, key, 0..leaves);
         }
         let mut due: BTreeMap<(u64, u64, u32), ()> = BTreeMap::new();
         let mut asked = vec![0u32; leaves as usize];
