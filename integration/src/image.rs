@@ -22,11 +22,21 @@ mod node;
 mod packaged;
 mod tiny;
 
+const BUSYBOX: &str = "/bin/busybox";
+
 /// The same bytes for the same seed each time; no compressor finds anything in them.
 pub fn noise(seed: impl AsRef<[u8]>, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new().update(seed.as_ref()).finalize_xof().fill(&mut bytes);
     bytes
+}
+
+/// `bin` with busybox in it and links to it for these of its applets.
+pub fn busybox(applets: &[&str]) -> Result<Vec<Node>> {
+    let program = fs::read(BUSYBOX).with_context(|| format!("{BUSYBOX}: install busybox-static"))?;
+    let mut nodes = vec![Node::dir("bin"), Node::file("bin/busybox", program).mode(0o755)];
+    nodes.extend(applets.iter().map(|applet| Node::symlink(format!("bin/{applet}"), "busybox")));
+    Ok(nodes)
 }
 
 /// An image in a directory, with its blobs under `blobs/sha256` as in an OCI image layout.

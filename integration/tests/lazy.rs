@@ -4,7 +4,7 @@ use anyhow::Result;
 use darter_integration::{
     Cluster, Image, Lab,
     containerd::{DARTER, OVERLAYFS},
-    image::{Compression, Format, ImageBuilder, Kind, Node},
+    image::{Compression, Format, ImageBuilder, Kind, Node, busybox},
     run_test,
 };
 
@@ -134,15 +134,11 @@ fn what_a_layer_leaves_out_is_as_containerd_unpacks_it() -> Result<()> {
 
 /// Directories without entries above layers that have them, and a file with holes.
 fn with_things_left_out(lab: &Lab) -> Result<Image> {
-    let busybox = std::fs::read("/bin/busybox")?;
     let sparse = Kind::SparseFile { len: 1 << 20, offset: 8192, content: vec![7; 4096] };
     ImageBuilder::new(&lab.dir().join("left-out"), Format::Oci)?
         .layer(Compression::Gzip, |layer| {
+            layer.add_all(&busybox(&["stat", "sha256sum"])?)?;
             layer.add_all(&[
-                Node::dir("bin"),
-                Node::file("bin/busybox", busybox).mode(0o755),
-                Node::symlink("bin/stat", "busybox"),
-                Node::symlink("bin/sha256sum", "busybox"),
                 Node::dir("tmp").mode(0o1777),
                 Node::dir("home").mode(0o711),
                 Node::dir("home/user").mode(0o2750).owner(1000, 1001),
@@ -166,18 +162,11 @@ fn with_things_left_out(lab: &Lab) -> Result<Image> {
 
 /// An index can express holes between whole blocks only.
 fn with_a_sparse_file(lab: &Lab) -> Result<Image> {
-    let busybox = std::fs::read("/bin/busybox")?;
     let sparse = Kind::SparseFile { len: 1 << 20, offset: 8192, content: b"something".to_vec() };
     ImageBuilder::new(&lab.dir().join("sparse"), Format::Oci)?
         .layer(Compression::Gzip, |layer| {
-            layer.add_all(&[
-                Node::dir("bin"),
-                Node::file("bin/busybox", busybox).mode(0o755),
-                Node::symlink("bin/stat", "busybox"),
-                Node::dir("proc"),
-                Node::dir("dev"),
-                Node::dir("sys"),
-            ])
+            layer.add_all(&busybox(&["stat"])?)?;
+            layer.add_all(&["proc", "dev", "sys"].map(Node::dir))
         })?
         .layer(Compression::Gzip, |layer| layer.add(&Node::new("sparse", sparse)))?
         .finish()

@@ -8,13 +8,12 @@ use darter_integration::{
     command::Output,
     containerd::DARTER,
     darter::{self, Peer},
-    image::{Compression, Descriptor, Format, ImageBuilder, Node},
+    image::{Compression, Descriptor, Format, ImageBuilder, Node, busybox, noise},
     run_test,
     wait::until,
 };
 use darter_peer::{LayerMaker, LeafDigest, LeafSink};
 use darter_snapshotter::layer::Maker;
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 const HELLO: [&str; 2] = ["echo", "hello"];
 const MIB: usize = 1 << 20;
@@ -131,13 +130,10 @@ fn the_store_and_the_limits_are_looked_after_while_the_peer_runs() -> Result<()>
 /// A base, and an application with libraries; the second version has another application, a new library and later
 /// directories.
 fn version(lab: &Lab, version: u64) -> Result<Image> {
-    let busybox = std::fs::read("/bin/busybox")?;
     let library = |number: u64| Node::file(format!("app/library-{number}"), random(number, MIB));
     ImageBuilder::new(&lab.dir().join(format!("version-{version}")), Format::Oci)?
         .layer(Compression::Gzip, |layer| {
-            let programs = ["echo", "sha256sum"].map(|name| Node::symlink(format!("bin/{name}"), "busybox"));
-            layer.add_all(&[Node::dir("bin"), Node::file("bin/busybox", busybox).mode(0o755)])?;
-            layer.add_all(&programs)?;
+            layer.add_all(&busybox(&["echo", "sha256sum"])?)?;
             layer.add_all(&["dev", "proc", "sys"].map(Node::dir))?;
             layer.add(&Node::file("base", random(100, 4 * MIB)))
         })?
@@ -155,9 +151,7 @@ fn version(lab: &Lab, version: u64) -> Result<Image> {
 
 /// Always the same for the same number.
 fn random(number: u64, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    SmallRng::seed_from_u64(number).fill(bytes.as_mut_slice());
-    bytes
+    noise(number.to_le_bytes(), len)
 }
 
 /// Bytes of the new image's leaves as they are stored, and of those that the old one lacks.

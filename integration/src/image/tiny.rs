@@ -1,12 +1,9 @@
 //! The image with one of everything.
 
-use std::fs;
-
 use anyhow::{Context, Result};
 
-use super::{Compression, Image, ImageBuilder, Kind, Node, noise};
+use super::{Compression, Image, ImageBuilder, Kind, Node, busybox, noise};
 
-const BUSYBOX: &str = "/bin/busybox";
 const APPLETS: [&str; 12] =
     ["sh", "echo", "cat", "ls", "find", "stat", "sha256sum", "sleep", "touch", "rm", "mkdir", "readlink"];
 /// File capabilities: linux/capability.h, `struct vfs_cap_data` revision 2, CAP_NET_BIND_SERVICE effective and permitted.
@@ -23,9 +20,7 @@ pub(super) fn build(builder: ImageBuilder) -> Result<Image> {
 
 /// A shell, some data, and what the layers above change or remove.
 fn base() -> Result<Vec<Node>> {
-    let busybox = fs::read(BUSYBOX).with_context(|| format!("{BUSYBOX}: install busybox-static"))?;
-    let mut nodes = vec![Node::dir("bin"), Node::file("bin/busybox", busybox).mode(0o755)];
-    nodes.extend(APPLETS.map(|applet| Node::symlink(format!("bin/{applet}"), "busybox")));
+    let mut nodes = busybox(&APPLETS)?;
     nodes.extend(["dev", "etc", "proc", "root", "sys"].map(Node::dir));
     nodes.extend([
         Node::dir("tmp").mode(0o1777),
