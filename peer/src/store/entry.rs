@@ -4,11 +4,11 @@ use std::{
     fs::File,
     io, iter,
     ops::Range,
-    os::unix::fs::FileExt,
     sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
+use rustix::{buffer::spare_capacity, io::Errno};
 use tokio::sync::watch;
 
 use super::{
@@ -206,13 +206,18 @@ impl Entry {
         }
         let room = self.store.reserve(got, Some(&self.record))?;
         let file = self.open()?;
+        let before = Version::of(file);
         self.store.write(file, &self.record.path, bytes, range.start)?;
+        let after = Version::of(file);
         if !self.record.insert(leaf, digest, got, file) {
             // Evicted since; the file may have been made after that.
             delete(&self.record);
             return Err(removed(&self.record));
         }
         room.keep();
+        if let (Ok(before), Ok(after)) = (before, after) {
+            self.record.checks(|checks| checks.wrote(leaf, self.geometry().leaves(), [before, after]));
+        }
         self.store.own(&self.record, leaf);
         self.touch(leaf);
         self.store.queue.changed(&self.record, got);
@@ -235,13 +240,22 @@ impl Entry {
         }
     }
 
-    /// Reads a held leaf and checks its digest.
+    /// Reads a held leaf and checks its digest, unless it was written or checked a short time ago and the file has not been
+    /// changed by anybody else since.
     ///
     /// # Errors
     /// [`StoreError::NotHeld`]; [`StoreError::Rotten`] if the disk returned something else than was written (or nothing):
     /// the leaf is dropped and can be written anew.
     pub fn read_leaf(&self, leaf: u32) -> Result<Bytes, StoreError> {
-        self.checked(leaf, self.place(leaf)?)
+        let place = self.place(leaf)?;
+        // Before it is read: what is changed meanwhile has another version afterwards.
+        let version = self.record.owns(leaf).then(|| self.version()).transpose()?;
+        let trusted = version.is_some_and(|version| self.record.checks(|checks| checks.has(leaf, version)));
+        let bytes = self.read(leaf, place, !trusted)?;
+        if let Some(version) = version.filter(|_| !trusted) {
+            self.record.checks(|checks| checks.note(leaf, self.geometry().leaves(), version));
+        }
+        Ok(bytes)
     }
 
     /// Compares a leaf with its digest; what it takes in the entry's own file. Does not count as use.
@@ -253,20 +267,20 @@ impl Entry {
             return Ok(0);
         }
         let place = self.locate(leaf)?;
-        Ok(self.checked(leaf, place)?.len() as u64)
+        Ok(self.read(leaf, place, true)?.len() as u64)
     }
 
-    fn checked(&self, leaf: u32, place: Place) -> Result<Bytes, StoreError> {
+    /// Reads a leaf, and drops it if it turns out to be damaged.
+    fn read(&self, leaf: u32, place: Place, check: bool) -> Result<Bytes, StoreError> {
         let range = self.leaf_range(leaf)?;
         let (file, offset, pin) = match place {
             Place::Memory(bytes) => return Ok(bytes),
             Place::File(file, offset, pin) => (file, offset, pin),
         };
         let digest = self.record.digest(leaf).ok_or_else(|| self.not_held(leaf))?;
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        let reason = match file.read_exact_at(&mut bytes, offset) {
-            Ok(()) if leaf_digest(&bytes) == digest => return Ok(bytes.into()),
-            Ok(()) => "its digest is wrong".to_owned(),
+        let reason = match read_exact(&file, offset, range.end - range.start) {
+            Ok(bytes) if !check || leaf_digest(&bytes) == digest => return Ok(bytes.into()),
+            Ok(_) => "its digest is wrong".to_owned(),
             Err(e) if is_damage(&e) => e.to_string(),
             Err(e) => return Err(self.io("read")(e)),
         };
@@ -281,8 +295,8 @@ impl Entry {
         Err(StoreError::Rotten { id: self.id().clone(), leaf })
     }
 
-    /// Reads a held leaf and checks its digest, unless that was done a short time ago and the file has not been changed
-    /// since. For what is then sent from [`Self::file`]: it must be on disk.
+    /// As [`Self::read_leaf`], but reads only what has to be checked. For what is then sent from [`Self::file`]: it must be
+    /// on disk.
     ///
     /// # Errors
     /// As [`Self::read_leaf`].
@@ -291,11 +305,9 @@ impl Entry {
             // Evicted, only in memory, or in another task's file.
             return Err(self.not_held(leaf));
         }
-        // Before it is read: what is changed meanwhile has another version afterwards.
-        let version = Version::of(self.open()?).map_err(self.io("examine"))?;
+        let version = self.version()?;
         if !self.record.checks(|checks| checks.has(leaf, version)) {
             self.read_leaf(leaf)?;
-            self.record.checks(|checks| checks.note(leaf, self.geometry().leaves(), version));
         }
         Ok(())
     }
@@ -357,6 +369,10 @@ impl Entry {
         Ok(self.file.get_or_init(|| file))
     }
 
+    fn version(&self) -> Result<Version, StoreError> {
+        Version::of(self.open()?).map_err(self.io("examine"))
+    }
+
     fn touch(&self, leaf: u32) {
         let now = self.store.now();
         self.record.touch_leaf(leaf, now);
@@ -386,6 +402,22 @@ impl Drop for Pin {
     fn drop(&mut self) {
         self.store.unpin(&self.record);
     }
+}
+
+/// Reads into memory that nobody had to clear.
+fn read_exact(file: &File, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(len).map_err(io::Error::other)?;
+    let mut bytes = Vec::with_capacity(len);
+    while bytes.len() < len {
+        let from = offset + bytes.len() as u64;
+        match rustix::io::pread(file, spare_capacity(&mut bytes), from) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    bytes.truncate(len);
+    Ok(bytes)
 }
 
 /// Whether a failed read says that the bytes are gone, not that they cannot be read just now.
