@@ -3,10 +3,10 @@
 //! Every host is a network namespace with a shaped link; see `docs/benchmarks.md` for what is measured and how.
 
 mod cell;
-mod direct;
 mod pull;
 mod report;
 mod swarm;
+mod warm;
 
 use std::{
     fs,

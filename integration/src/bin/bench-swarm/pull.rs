@@ -1,44 +1,43 @@
-//! A pull: what a consumer on a host does, through its peer's control socket.
+//! A pull: what a runtime on a host does.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use darter_integration::darter;
-use darter_proto::peer::{GetRequest, get_reply::Message, peer_client::PeerClient};
-use tokio::{task::JoinSet, time::Instant};
-use tonic::transport::Channel;
+use anyhow::{Context, Result, ensure};
+use darter_integration::{Lab, network::Host};
 
 /// A blob at the origin.
 #[derive(Debug, Clone)]
 pub(crate) struct Blob {
-    pub(crate) url: String,
+    /// `sha256:` and the digest.
     pub(crate) digest: String,
     pub(crate) len: u64,
 }
 
-/// Reads all blobs at once to their ends, and says how long that took.
-pub(crate) async fn pull(socket: PathBuf, blobs: Vec<Blob>) -> Result<Duration> {
-    let started = Instant::now();
-    let client = darter::client(&socket).await?;
-    let mut pulls = JoinSet::new();
-    for blob in blobs {
-        pulls.spawn(pull_one(client.clone(), blob));
+impl Blob {
+    /// Its path at a registry.
+    pub(crate) fn path(&self) -> String {
+        format!("v2/image/blobs/{}", self.digest)
     }
-    while let Some(pulled) = pulls.join_next().await {
-        pulled??;
-    }
-    Ok(started.elapsed())
 }
 
-async fn pull_one(mut client: PeerClient<Channel>, blob: Blob) -> Result<()> {
-    let request = GetRequest { url: blob.url, digest: blob.digest, ..GetRequest::default() };
-    let mut replies = client.get(request).await?.into_inner();
-    let mut read = 0;
-    while let Some(reply) = replies.message().await? {
-        if let Some(Message::Data(bytes)) = reply.message {
-            read += bytes.len() as u64;
-        }
+/// Fetches all blobs at once to their ends from a registry, or a mirror of one, and says how long that took. `query` is
+/// added to each URL.
+pub(crate) async fn pull(
+    lab: Lab,
+    host: Host,
+    registry: String,
+    query: &str,
+    blobs: Vec<Blob>,
+) -> Result<Duration> {
+    let mut curl = host.command(&lab, "curl").args(["--silent", "--fail", "--fail-early", "--parallel"]);
+    curl = curl.args(["--write-out", "%{size_download}\n"]);
+    for blob in &blobs {
+        curl = curl.args(["--output", "/dev/null", &format!("http://{registry}/{}{query}", blob.path())]);
     }
-    ensure!(read == blob.len, "{read} of {} bytes came", blob.len);
-    Ok(())
+    let pulled = curl.run().await?;
+    let lens: Result<Vec<u64>, _> = pulled.stdout.split_whitespace().map(str::parse).collect();
+    let (came, due) =
+        (lens.context("curl tells no lengths")?, blobs.iter().map(|blob| blob.len).sum::<u64>());
+    ensure!(came.iter().sum::<u64>() == due, "{came:?} of {due} bytes came");
+    Ok(pulled.elapsed)
 }

@@ -16,6 +16,7 @@ use darter_integration::{
     scenario::ScenarioKind,
     target, usage,
 };
+use futures_util::future::try_join_all;
 use rustix::mount::{MountFlags, mount};
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -25,13 +26,15 @@ use tokio::{
 
 use crate::{
     cell::{Arm, Cell},
-    direct,
     pull::{self, Blob},
     report::Row,
+    warm::Warm,
 };
 
 /// A pull that takes so many times the bound has failed.
 const PATIENCE: f64 = 20.0;
+/// Where a host's runtime finds its peer.
+const PROXY: &str = "127.0.0.1:7400";
 
 /// What stands around the peers.
 struct Around<'a> {
@@ -45,6 +48,7 @@ struct Around<'a> {
 
 /// A peer of the swarm.
 struct Peer {
+    host: Host,
     control: PathBuf,
     process: Process,
 }
@@ -82,8 +86,10 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
     let mut row = Row { link_mbit: link * 8e-6, bound_s: len as f64 / link, ..Row::of(cell) };
 
     if cell.arm == Arm::Direct {
-        let blob = blobs.first().context("no blob")?;
-        row.times(direct::pull(lab, &hosts, blob).await?);
+        let pulls = hosts
+            .into_iter()
+            .map(|host| pull::pull(lab.clone(), host, around.origin.address.to_string(), "", blobs.clone()));
+        row.times(try_join_all(pulls).await?);
         row.origin_copies = around.origin_sent()? as f64 / len as f64;
         return Ok(row);
     }
@@ -102,7 +108,11 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
     let cpu_before = cpu(peers.iter().take(alive).chain([&seed]))?;
     let messages_before = around.messages().await?;
 
-    let times = around.pull(&mut peers, &blobs, row.bound_s).await?;
+    let warm = Warm::new(&memory, len * (cell.n as u64 + 1)).await?;
+    let times = tokio::select! {
+        times = around.pull(&mut peers, &blobs, row.bound_s) => times?,
+        failed = warm.hand_over() => match failed? {},
+    };
     row.times(times);
 
     let alive = peers.get(..alive).unwrap_or_default();
@@ -163,9 +173,11 @@ impl Around<'_> {
         let mut blobs = Vec::new();
         for (number, len) in self.cell.blobs().into_iter().enumerate() {
             let bytes = noise(number.to_le_bytes(), usize::try_from(len)?);
-            fs::write(memory.join(format!("origin/blob{number}")), &bytes)?;
-            let digest = format!("sha256:{}", hex::encode(Sha256::digest(&bytes)));
-            blobs.push(Blob { url: format!("http://{}/blob{number}", self.origin.address), digest, len });
+            let blob = Blob { digest: format!("sha256:{}", hex::encode(Sha256::digest(&bytes))), len };
+            let path = memory.join("origin").join(blob.path());
+            fs::create_dir_all(path.parent().context("a path has a parent")?)?;
+            fs::write(path, &bytes)?;
+            blobs.push(blob);
         }
         Ok(blobs)
     }
@@ -214,17 +226,20 @@ impl Around<'_> {
              [peer]\nname = \"{name}\"\nseed = {seed}\ncontrol_socket = {control:?}\n\
              scheduler.addresses = [\"http://{scheduler}:7410\"]\n\
              place.zone = \"zone\"\nplace.rack = \"{rack}\"\n\
-             store.dir = {store:?}\nstore.min_free = \"1MiB\"\norigin.allow = [\"10.77.0.0/16\"]\n\
+             store.dir = {store:?}\nstore.min_free = \"1MiB\"\n\
+             registries.bench.upstream = \"http://{origin}\"\n\
+             [proxy]\nlisten = \"{PROXY}\"\n\
              [peer.transfer]\nlisten = \"0.0.0.0:7401\"\nadvertise = \"{address}:7401\"\n{policy}{transfer}\n",
             log = log(),
             scheduler = self.scheduler.address,
+            origin = self.origin.address,
             store = memory.join(name),
             address = host.address,
             transfer = self.transfer.join("\n"),
         );
         let config = self.lab.write(&format!("{name}/darter.toml"), &config)?;
         let program = host.program(name, target::darter()?).arg("peer").arg("--config").arg(config);
-        Ok(Peer { control, process: Process::start(self.lab, program)? })
+        Ok(Peer { host: host.clone(), control, process: Process::start(self.lab, program)? })
     }
 
     /// Lets all peers pull, and says how long each took that counts: those that live and are not slow.
@@ -237,10 +252,11 @@ impl Around<'_> {
                 ScenarioKind::Spread => bound / 2.0 * number as f64 / cell.n as f64,
                 _ => 0.0,
             };
-            let (control, blobs) = (peer.control.clone(), blobs.to_vec());
+            let pull =
+                pull::pull(self.lab.clone(), peer.host.clone(), PROXY.into(), "?ns=bench", blobs.to_vec());
             pulls.spawn(async move {
                 sleep(Duration::from_secs_f64(delay)).await;
-                (number, pull::pull(control, blobs).await)
+                (number, pull.await)
             });
         }
         if cell.killed() > 0 {
