@@ -21,7 +21,7 @@ pub struct OtherLayerFormat(u32);
 
 impl LayerFormat {
     /// Its number.
-    pub const CURRENT: u32 = 1;
+    pub const CURRENT: u32 = 2;
 }
 
 impl TryFrom<u32> for LayerFormat {

@@ -49,6 +49,7 @@ fn unpack_one(root: &Path, item: &Item, directories: &mut Vec<(PathBuf, u64)>) -
         let hidden = parent.join(hidden);
         mknodat(CWD, &hidden, FileType::CharacterDevice, Mode::empty(), 0)?;
         lchown(&hidden, Some(item.owner.0), Some(item.owner.1))?;
+        lsetxattr(parent, "trusted.overlay.origin", b"", XattrFlags::empty())?;
         return set_mtime(&hidden, 0);
     }
     match fs::symlink_metadata(&path) {

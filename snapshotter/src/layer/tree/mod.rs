@@ -2,7 +2,7 @@
 //!
 //! Applies entries as containerd does (`pkg/archive/tar.go`, `applyNaive` with `OverlayConvertWhiteout`): a later entry
 //! replaces an earlier one of the same path, save that a directory on a directory only sets its attributes; whiteouts
-//! become character devices 0:0 and opaque markers an attribute; entries for the layer's root change nothing; missing
+//! become character devices 0:0 in a directory with an attribute, and opaque markers an attribute; entries for the layer's root change nothing; missing
 //! parents are made. Where containerd would take the present time, it is 1970 here.
 
 mod attributes;
@@ -25,6 +25,9 @@ pub const IMPLIED_XATTR: &str = "trusted.darter.implied";
 
 /// Makes overlayfs hide what the layers below have in a directory.
 const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
+/// Makes overlayfs look for whiteouts in a directory that only one layer has (`ovl_get_inode`); else it would list them,
+/// as names that lead to nothing. Empty, it says that the directory was copied up from somewhere.
+const ORIGIN_XATTR: &[u8] = b"trusted.overlay.origin";
 const CAPABILITY_XATTR: &[u8] = b"security.capability";
 
 /// More names are refused; a layer of a million files is a large one.
@@ -213,6 +216,7 @@ impl Tree {
         let kind = NodeKind::CharDevice(Device { major: 0, minor: 0 });
         let attributes = Attributes { uid: attributes.uid, gid: attributes.gid, ..Default::default() };
         self.add(parent, hidden, Node::new(kind, attributes))?;
+        self.node_mut(parent).attributes.xattrs.insert(ORIGIN_XATTR.to_vec(), Vec::new());
         Ok(())
     }
 

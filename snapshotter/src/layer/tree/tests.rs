@@ -114,6 +114,9 @@ fn whiteouts_are_for_the_layers_below() {
     assert_eq!(whiteout.kind, NodeKind::CharDevice(Device { major: 0, minor: 0 }));
     assert_eq!((whiteout.attributes.mode, whiteout.attributes.uid, whiteout.attributes.gid), (0, 1, 2));
     assert!(matches!(find(&tree, "b").unwrap().kind, NodeKind::File(_)));
+    for path in ["d", ""] {
+        assert_eq!(attributes(&tree, path).xattrs[ORIGIN_XATTR], b"", "{path}");
+    }
     assert!(refused(&[file("a", b""), file(".wh.a", b"")]).contains("this very layer"));
     for name in [".wh.", ".wh..", "d/.wh..."] {
         assert!(refused(&[file(name, b"")]).contains("whiteout of no name"), "{name}");
