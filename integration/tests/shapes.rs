@@ -34,7 +34,7 @@ async fn expect_same_in_containers(lab: &Lab, image: &Image) -> Result<()> {
 #[test]
 fn as_many_layers_as_docker_makes() -> Result<()> {
     run_test(async |lab| {
-        let mut image = ImageBuilder::new(&lab.dir().join("many"), Format::Oci)?.layer(GZIP, base)?;
+        let mut image = ImageBuilder::new(&lab.dir().join("many"), Format::Oci)?.layer(GZIP, lowest)?;
         for number in 1..126_i64 {
             image = image.layer(GZIP, |layer| {
                 layer.add_all(&[
@@ -42,9 +42,9 @@ fn as_many_layers_as_docker_makes() -> Result<()> {
                     Node::file(format!("files/{number}"), number.to_string()),
                     Node::file("files/latest", number.to_string()),
                     Node::whiteout(&format!("files/{}", number - 5)),
-                ])?;
-                // `tmp` without an entry is one more directory to stack.
-                if number % 10 == 0 { layer.add(&Node::file(format!("tmp/{number}"), "")) } else { Ok(()) }
+                    // `tmp` without an entry is one more directory to stack.
+                    Node::file(format!("tmp/{number}"), ""),
+                ])
             })?;
         }
         expect_same_in_containers(&lab, &image.layer(GZIP, top)?.finish()?).await
@@ -107,6 +107,12 @@ fn base(layer: &mut LayerWriter) -> Result<()> {
         Node::dir("files"),
         Node::file("files/removed", "0"),
     ])
+}
+
+/// Deletes what was never there, in a directory that no other layer has.
+fn lowest(layer: &mut LayerWriter) -> Result<()> {
+    base(layer)?;
+    layer.add_all(&[Node::dir("alone"), Node::whiteout("alone/never"), Node::file("alone/file", "1")])
 }
 
 /// An entry for each directory that a layer below has left out: otherwise it has the time of its unpacking.

@@ -1,7 +1,10 @@
-//! The directories of ordinary snapshots: `snapshots/<id>/fs` and, for active ones, `snapshots/<id>/work`.
+//! The directories of ordinary snapshots: `snapshots/<id>/fs` and, for active ones, `snapshots/<id>/work`; and what is
+//! stacked on the layers of lazy ones: `dirs/<id>`. All options of a mount have to fit into a page, and an image of 127 layers
+//! may need each of these, so the name is short.
 
 use std::{
     collections::HashSet,
+    ffi::OsStr,
     fs::{self, DirBuilder, Permissions},
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown},
@@ -21,6 +24,7 @@ pub(crate) struct Owner {
 #[derive(Debug)]
 pub(super) struct Dirs {
     snapshots: PathBuf,
+    implied: PathBuf,
     /// What is to be deleted; on the same file system, so that a rename brings it here.
     trash: PathBuf,
     discarded: AtomicU64,
@@ -43,13 +47,14 @@ impl Dirs {
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         let dirs = Self {
             snapshots: root.join("snapshots"),
+            implied: root.join("dirs"),
             trash: root.join("trash"),
             // Names in the trash need only differ from what an earlier run left there.
             discarded: AtomicU64::new(
                 SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() << 20),
             ),
         };
-        for dir in [&dirs.snapshots, &dirs.trash] {
+        for dir in [&dirs.snapshots, &dirs.implied, &dirs.trash] {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         Ok(dirs)
@@ -58,6 +63,11 @@ impl Dirs {
     /// The directory that becomes the upper layer, or one of the lower ones.
     pub(super) fn fs(&self, id: u64) -> PathBuf {
         self.dir(id).join("fs")
+    }
+
+    /// The attributes of the directories that a lazy snapshot's layer implies; there once somebody needed them.
+    pub(super) fn implied(&self, id: u64) -> PathBuf {
+        self.implied.join(id.to_string())
     }
 
     /// Whether this is the directory of an ordinary snapshot.
@@ -87,16 +97,19 @@ impl Dirs {
 
     /// Puts a snapshot's directories aside to be deleted by [`Self::empty_trash`].
     pub(super) fn discard(&self, id: u64) -> io::Result<()> {
-        self.put_aside(&self.dir(id))
+        self.put_aside(&self.dir(id))?;
+        self.put_aside(&self.implied(id))
     }
 
     /// Puts everything aside that belongs to none of `ids`.
     pub(super) fn discard_orphans(&self, ids: &[u64]) -> io::Result<()> {
         let known: HashSet<String> = ids.iter().map(u64::to_string).collect();
-        for entry in fs::read_dir(&self.snapshots)? {
-            let entry = entry?;
-            if !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
-                self.put_aside(&entry.path())?;
+        for entry in fs::read_dir(&self.snapshots)?.chain(fs::read_dir(&self.implied)?) {
+            let path = entry?.path();
+            // Without the ending of a directory that is still being made.
+            let id = path.file_stem().and_then(OsStr::to_str);
+            if !id.is_some_and(|id| known.contains(id)) {
+                self.put_aside(&path)?;
             }
         }
         Ok(())

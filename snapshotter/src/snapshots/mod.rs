@@ -102,7 +102,7 @@ impl Snapshots {
             parents.push(match record.lazy {
                 Some(lazy) => {
                     let has_below = !record.parent.is_empty();
-                    let implied = (lazy.implies && has_below).then(|| self.dirs.fs(record.id));
+                    let implied = (lazy.implies && has_below).then(|| self.dirs.implied(record.id));
                     Parent::Layer { layer: lazy.layer, implied }
                 }
                 None => Parent::Dir(self.dirs.fs(record.id)),

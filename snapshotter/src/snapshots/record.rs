@@ -43,7 +43,7 @@ pub(crate) struct Record {
     pub(crate) updated: SystemTime,
     /// Of a committed snapshot, taken when it was committed.
     pub(crate) usage: Usage,
-    /// Set for a lazy snapshot. Its directory is there only for what its layer lacks.
+    /// Set for a lazy snapshot, which has no directory of its own but for what its layer lacks.
     pub(crate) lazy: Option<Lazy>,
 }
 
