@@ -72,19 +72,20 @@ impl Peer {
         }
         let descriptor = self.make_layer(&want).await?;
         if self.is_wrong(&descriptor) {
-            let reason = "made of its blob, it does not have its diffID";
+            let reason = "made of its blob, it is not what its image says";
             return Err(TaskError::LayerRefused(reason.to_owned()));
         }
         self.open_layer(check_diff_id(descriptor, &want)?).await
     }
 
-    /// All of a layer is here, each leaf with its digest, and it does not have its diffID: whoever made it is at fault.
+    /// All of a layer is here, each leaf with its digest, and it does not have its diffID, or its index is not what it
+    /// makes: whoever made it is at fault.
     /// It goes out of the store, is not taken from anybody again, and the scheduler is told.
     ///
     /// # Errors
     /// The store is closed.
     pub async fn blame_layer(&self, wrong: &LayerDescriptor) -> Result<(), TaskError> {
-        self.inner.wrong_layers.lock().put((wrong.diff_id.clone(), wrong.table.clone()), ());
+        self.inner.wrong_layers.lock().put(published(wrong), ());
         let layer = Some(wire::layer_to_proto(wrong));
         self.session().send(Said::LayerWrong(LayerWrong { layer })).await;
         let is_here = self.store().known_layer(&wrong.blob).as_ref() == Some(wrong);
@@ -92,8 +93,7 @@ impl Peer {
     }
 
     fn is_wrong(&self, descriptor: &LayerDescriptor) -> bool {
-        let wrong = (descriptor.diff_id.clone(), descriptor.table.clone());
-        self.inner.wrong_layers.lock().contains(&wrong)
+        self.inner.wrong_layers.lock().contains(&published(descriptor))
     }
 
     /// A layer whose index and table are in the store: the leaves that are held can be read without any network. Leaves
@@ -296,6 +296,11 @@ impl Peer {
         self.store().put_layer(&descriptor);
         Ok(descriptor)
     }
+}
+
+/// What tells a layer from any other of the same blob.
+fn published(layer: &LayerDescriptor) -> [Digest; 3] {
+    [&layer.diff_id, &layer.index, &layer.table].map(Digest::clone)
 }
 
 fn make_want(make: &MakeLayer) -> Result<(LayerWant, String), wire::Malformed> {

@@ -82,8 +82,8 @@ pub(crate) struct Inner {
     manager: Option<Manager>,
     /// Layers being made here, by blob.
     pub(crate) making: Mutex<HashMap<TaskId, watch::Receiver<Option<Made>>>>,
-    /// Layers that are wrong as they were made: by diffID and leaf table.
-    pub(crate) wrong_layers: Mutex<LruCache<(Digest, Digest), ()>>,
+    /// Layers that are wrong as they were made: by diffID, index and leaf table.
+    pub(crate) wrong_layers: Mutex<LruCache<[Digest; 3], ()>>,
     running: Mutex<HashMap<TaskId, Running>>,
     pub(crate) transfer_address: String,
     pub(crate) transfer_metrics: TransferMetrics,

@@ -17,11 +17,9 @@ use parking_lot::Mutex;
 use super::{
     cut::Cutter,
     decompress::RawTar,
-    erofs,
+    indexer::Indexer,
     pipeline::{Pipeline, Stopped},
     pool::Pool,
-    tar,
-    tree::Tree,
 };
 
 /// How much of the raw tar is handed on at once, in bytes.
@@ -104,18 +102,17 @@ fn inflate(mut raw: RawTar<'_>, spare: &Receiver<Vec<u8>>, parts: SyncSender<Par
     }
 }
 
-/// Builds the tree of a raw tar and hands its leaves to the pipeline.
+/// Builds the index of a raw tar and hands its leaves to the pipeline.
 fn follow(
     parts: &Receiver<Part>,
     used: &SyncSender<Vec<u8>>,
     pipeline: Pipeline<'_>,
 ) -> Result<MadeLayer, MakeError> {
-    let mut headers = tar::Reader::default();
-    let mut tree = Tree::default();
+    let mut indexer = Indexer::default();
     let mut cutter = Cutter::default();
     for Part { buffer, len } in parts {
         let bytes = buffer.get(..len).unwrap_or_default();
-        headers.feed(bytes, &mut |entry| tree.apply(entry))?;
+        indexer.feed(bytes)?;
         cutter.push(bytes);
         while let Some(leaf) = cutter.next_leaf() {
             if let Err(Stopped) = pipeline.push(leaf) {
@@ -125,7 +122,7 @@ fn follow(
         // Full if the other thread has ended, or had to make one because this one was late.
         used.try_send(buffer).ok();
     }
-    let raw_len = headers.finish()?;
+    let (index, raw_len) = indexer.finish()?;
     for leaf in cutter.finish() {
         if let Err(Stopped) = pipeline.push(leaf) {
             return Err(why_stopped(pipeline));
@@ -133,7 +130,6 @@ fn follow(
     }
     let leaves = pipeline.finish()?;
     let table = LeafTable::new(leaves.entries).map_err(|err| MakeError::Refused(err.to_string()))?;
-    let index = erofs::write(&tree, raw_len)?;
     Ok(MadeLayer { diff_id: leaves.diff_id, raw_len, index, table })
 }
 

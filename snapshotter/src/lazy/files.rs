@@ -81,11 +81,6 @@ impl LayerDir {
         Ok(index)
     }
 
-    /// Makes sure that the layer is not used again after a restart.
-    pub(super) fn forget(&self) -> io::Result<()> {
-        fs::remove_file(self.descriptor())
-    }
-
     /// Removes everything.
     pub(super) fn remove(&self) -> io::Result<()> {
         match fs::remove_dir_all(&self.0) {

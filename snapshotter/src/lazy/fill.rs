@@ -1,4 +1,4 @@
-//! Completes a mounted layer in the background and checks the whole of it against its diffID.
+//! Completes a mounted layer in the background and checks the whole of it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
-use super::layer::{LazyLayer, ReadError};
+use super::{
+    layer::{LazyLayer, ReadError},
+    verify::{Wrong, verify},
+};
 
 /// Leaves that are decoded and written at a time.
 const AT_ONCE: usize = 4;
@@ -16,10 +19,10 @@ const AT_ONCE: usize = 4;
 /// What is known of a layer that is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filled {
-    /// The whole of it has its diffID.
+    /// It is what its image says.
     Right,
-    /// It has not: what it was made of, and what was read of it, is wrong.
-    Wrong,
+    /// It is not: what it was made of, and what was read of it, is wrong.
+    Wrong(Wrong),
 }
 
 /// Fetches what is missing of a layer, saves it and checks it.
@@ -33,13 +36,13 @@ pub(super) async fn fill(layer: &Arc<LazyLayer>) -> Result<Filled, ReadError> {
     let verified = blocking({
         let layer = layer.clone();
         move || {
-            let right = layer.raw.verify(&layer.reference.diff_id)?;
+            let verified = verify(&layer)?;
             layer.raw.save()?;
-            Ok(right)
+            Ok(verified)
         }
     });
-    if !verified.await? {
-        return Ok(Filled::Wrong);
+    if let Err(wrong) = verified.await? {
+        return Ok(Filled::Wrong(wrong));
     }
     layer.drop_leaves().await;
     info!(layer = %layer.reference.diff_id, bytes = layer.raw.len(), "the layer is complete");

@@ -1,16 +1,22 @@
 //! The lazy layers of this node, for those who mount them and for the FUSE threads.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
 
 use darter_peer::Digest;
-use parking_lot::RwLock;
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
 
 use super::layer::{LayerId, LazyLayer};
 
-/// All lazy layers, at most one under each id.
-#[derive(Debug, Default)]
+/// Most layers that are remembered as wrong.
+const MAX_WRONG: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
+/// All lazy layers, at most one under each id and with each diffID.
+#[derive(Debug)]
 pub(super) struct Known {
     by_id: RwLock<HashMap<LayerId, Arc<LazyLayer>>>,
+    /// Layers that were discarded.
+    wrong: Mutex<LruCache<LayerId, ()>>,
 }
 
 /// Keeps a layer from being collected.
@@ -27,9 +33,15 @@ impl Hold {
     }
 }
 
+impl Default for Known {
+    fn default() -> Self {
+        Self { by_id: RwLock::default(), wrong: Mutex::new(LruCache::new(MAX_WRONG)) }
+    }
+}
+
 impl Known {
     pub(super) fn get(&self, diff_id: &Digest) -> Option<Arc<LazyLayer>> {
-        self.by_id(LayerId::of(diff_id)).filter(|layer| layer.reference.diff_id == *diff_id)
+        self.by_id.read().values().find(|layer| layer.reference.diff_id == *diff_id).cloned()
     }
 
     pub(super) fn by_id(&self, id: LayerId) -> Option<Arc<LazyLayer>> {
@@ -43,19 +55,17 @@ impl Known {
     /// Adds a layer; false if another one has its id.
     pub(super) fn insert(&self, layer: Arc<LazyLayer>) -> bool {
         let mut by_id = self.by_id.write();
-        let free =
-            by_id.get(&layer.id).is_none_or(|there| there.reference.diff_id == layer.reference.diff_id);
+        let free = by_id.get(&layer.id).is_none_or(|there| there.descriptor == layer.descriptor);
         if free {
             by_id.insert(layer.id, layer);
         }
         free
     }
 
-    /// Keeps a layer, if it is known and may be served.
+    /// Keeps a layer, if it is known.
     pub(super) fn hold(&self, diff_id: &Digest) -> Option<Hold> {
         let by_id = self.by_id.read();
-        let layer = by_id.get(&LayerId::of(diff_id)).filter(|layer| layer.reference.diff_id == *diff_id)?;
-        layer.check().ok()?;
+        let layer = by_id.values().find(|layer| layer.reference.diff_id == *diff_id)?;
         Some(Hold { _hold: layer.hold.clone(), raw_len: layer.descriptor.raw_len })
     }
 
@@ -63,5 +73,17 @@ impl Known {
     pub(super) fn remove_unheld(&self, layer: &LazyLayer) -> bool {
         let mut by_id = self.by_id.write();
         Arc::strong_count(&layer.hold) == 1 && by_id.remove(&layer.id).is_some()
+    }
+
+    /// Takes a wrong layer out, whoever holds it: from here on nobody gets it, nor anything of it.
+    pub(super) fn discard(&self, layer: &LazyLayer) {
+        self.wrong.lock().put(layer.id, ());
+        layer.discard();
+        self.by_id.write().remove(&layer.id);
+    }
+
+    /// Whether this layer was discarded.
+    pub(super) fn is_wrong(&self, id: LayerId) -> bool {
+        self.wrong.lock().contains(&id)
     }
 }

@@ -53,7 +53,8 @@ pub(crate) struct LayerRef {
 }
 
 /// Names a layer on this node: 40 bits that begin its inode numbers, and the name of its mount point, which has to be
-/// short.
+/// short. They are of what was published: what is published instead of a wrong layer is another layer, though its diffID is
+/// the same, so nobody sees some bytes of the one and some of the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct LayerId(u64);
 
@@ -93,7 +94,7 @@ type Fetch = BoxFuture<'static, Result<Bytes, ReadError>>;
 /// Why a layer cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum ReadError {
-    #[error("the layer was discarded: its content did not have its diffID")]
+    #[error("the layer was discarded, because it is not what its image says")]
     Discarded,
     #[error("leaf {0} does not decode: {1}")]
     Decode(u32, String),
@@ -111,8 +112,9 @@ const NID_BITS: u32 = 24;
 pub(super) const MAX_INDEX_LEN: u64 = 32 << NID_BITS;
 
 impl LayerId {
-    pub(super) fn of(diff_id: &Digest) -> Self {
-        let first = diff_id.bytes().first_chunk::<8>().copied().unwrap_or_default();
+    pub(super) fn of(layer: &LayerDescriptor) -> Self {
+        let published = [&layer.diff_id, &layer.index, &layer.table].map(Digest::bytes).concat();
+        let first = Digest::blake3(&published).bytes().first_chunk::<8>().copied().unwrap_or_default();
         // With 0 the numbers would be those of the file system's own inodes.
         Self((u64::from_be_bytes(first) >> NID_BITS).max(1))
     }
@@ -147,7 +149,7 @@ impl LazyLayer {
     pub(super) fn load(dir: LayerDir, engine: Arc<dyn Engine>) -> std::io::Result<Self> {
         let (described, table) = dir.load()?;
         Ok(Self {
-            id: LayerId::of(&described.layer.diff_id),
+            id: LayerId::of(&described.layer),
             reference: described.reference,
             descriptor: described.layer,
             raw: Raw::open(dir.path(), table.clone())?,

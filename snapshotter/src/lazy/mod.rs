@@ -3,9 +3,9 @@
 //! A layer's index is mounted as EROFS ([`erofs`]); the files in it point into one flat file, the layer's raw tar, that
 //! a FUSE file system serves ([`fuse`]). So the kernel answers everything about names and attributes by itself, and the
 //! node is asked for ranges of raw bytes only ([`layer`]), which it keeps in a sparse file ([`raw`]) and completes in
-//! the background ([`fill`]); who reads on in order finds the next ones there ([`ahead`]). Where the kernel cannot do
-//! that, the FUSE file system shows the layer's tree itself, out of the index ([`index`]). A complete layer is mounted
-//! without FUSE from then on ([`mounting`]).
+//! the background ([`fill`]) and then checks ([`verify`]); who reads on in order finds the next ones there ([`ahead`]).
+//! Where the kernel cannot do that, the FUSE file system shows the layer's tree itself, out of the index ([`index`]). A
+//! complete layer is mounted without FUSE from then on ([`mounting`]).
 //!
 //! What is needed to mount a layer again stays on disk ([`files`]): a restart needs nobody. While the daemon is away
 //! the [`keeper`] holds the file system, so that reads wait for the next daemon, which takes it over ([`opening`]).
@@ -26,6 +26,7 @@ mod raw;
 #[cfg(test)]
 pub(crate) mod shown;
 mod start;
+mod verify;
 
 use std::{
     collections::HashSet,
@@ -56,9 +57,10 @@ use self::{
     fill::Filled,
     fuse::{FuseMount, LayersFs},
     known::Known,
-    layer::LazyLayer,
+    layer::{LayerId, LazyLayer},
     opening::Opened,
     start::Starts,
+    verify::Wrong,
 };
 pub(crate) use self::{known::Hold, layer::LayerRef, opening::detach_stale, start::Seen};
 use crate::{
@@ -229,13 +231,8 @@ impl Layers {
         if let Some(hold) = self.known.hold(&reference.diff_id) {
             return Ok(hold);
         }
-        // Whoever still sees the wrong one sees the right one from here on, by the same inode numbers.
-        let wrong = self.known.get(&reference.diff_id);
-        if wrong.is_some_and(|wrong| wrong.descriptor.index != open.descriptor.index) {
-            return Err(LazyError::Refused(
-                "the layer was wrong, with another index: remove the containers that have it and restart the peer"
-                    .into(),
-            ));
+        if self.known.is_wrong(LayerId::of(&open.descriptor)) {
+            return Err(LazyError::Refused("it was found to be wrong on this node".into()));
         }
         let leaves = open.leaves.clone();
         let (dir, engine, reference) = (self.layers_dir.clone(), self.engine.clone(), reference.clone());
@@ -369,6 +366,8 @@ impl Layers {
     /// A snapshot needs a layer whose files are gone or damaged: fetches what is missing.
     async fn recover(&self, reference: &LayerRef) -> Result<Arc<LazyLayer>, LazyError> {
         warn!(layer = %reference.diff_id, "the layer's files are missing or wrong, getting them again");
+        // One that is just being discarded is not found any more afterwards.
+        drop(self.changing.lock().await);
         let open = match self.engine.local_layer(reference).await {
             Some(open) => open,
             None => timeout(MOUNT_DEADLINE, self.engine.layer(reference))
@@ -383,15 +382,16 @@ impl Layers {
         let Ok(_permit) = self.filled_at_once.acquire().await else { return };
         match layer.unwanted.run_until_cancelled(fill::fill(&layer)).await {
             None | Some(Ok(Filled::Right)) => {}
-            Some(Ok(Filled::Wrong)) => self.discard(&layer).await,
+            Some(Ok(Filled::Wrong(why))) => self.discard(&layer, why).await,
             Some(Err(error)) => warn!(layer = %layer.reference.diff_id, %error, "the layer stays incomplete"),
         }
     }
 
-    /// Takes a layer out of service whose content turned out to be wrong.
-    async fn discard(&self, layer: &Arc<LazyLayer>) {
-        error!(layer = %layer.reference.diff_id, "the content does not have its diffID; the layer is discarded");
-        layer.discard();
+    /// Takes a layer out of service that turned out to be wrong. Containers that run on it keep what they have read, and get
+    /// errors for the rest: the layer that takes its place has another id.
+    async fn discard(&self, layer: &Arc<LazyLayer>, why: Wrong) {
+        error!(layer = %layer.reference.diff_id, %why, "the layer is wrong and is discarded");
+        self.known.discard(layer);
         // Nobody puts another one in its place before it is out of the way.
         let _changing = self.changing.lock().await;
         let notifier = self.fuse.lock().as_ref().map(FuseMount::notifier);
@@ -401,7 +401,7 @@ impl Layers {
         let wrong = layer.clone();
         let discarded = blocking("discarding the layer", move || {
             let invalidated = notifier.map_or(Ok(()), |notifier| fuse::invalidate(&notifier, &wrong));
-            wrong.dir.forget()?;
+            wrong.dir.remove()?;
             invalidated
         });
         if let Err(error) = discarded.await {

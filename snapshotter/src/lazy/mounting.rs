@@ -56,7 +56,7 @@ impl Layers {
         let (device, tree) = {
             let fuse = self.fuse.lock();
             let fuse = fuse.as_ref().ok_or(LazyError::Stopping)?;
-            (fuse.file(&layer.reference.diff_id), fuse.tree(layer.id))
+            (fuse.file(layer.id), fuse.tree(layer.id))
         };
         let (target, is_new) = if !self.erofs.load(Ordering::Relaxed) {
             let mounting = layer.clone();

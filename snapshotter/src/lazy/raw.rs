@@ -1,8 +1,8 @@
 //! A layer's raw tar on disk: a sparse file that is filled leaf by leaf, and a note of which leaves are in it.
 //!
 //! The note, `raw.bits`, is written only after the leaves that it names are on disk, so after a crash it may name too
-//! few, never too many. It is `DRTRAW01`, the leaf table's root (32 bytes), a byte that is 1 once the whole file had the
-//! right digest, the number of runs of leaves, each run's start and end (u32, little-endian all), and the BLAKE3 of all
+//! few, never too many. It is `DRTRAW01`, the leaf table's root (32 bytes), a byte that is 1 once the whole layer was
+//! found right, the number of runs of leaves, each run's start and end (u32, little-endian all), and the BLAKE3 of all
 //! that. Anything else counts as no note.
 
 use std::{
@@ -14,12 +14,12 @@ use std::{
     sync::Arc,
 };
 
-use darter_peer::{Digest, LeafSet, LeafTable};
+use darter_peer::{LeafSet, LeafTable};
 use parking_lot::Mutex;
 
 const MAGIC: &[u8; 8] = b"DRTRAW01";
-/// How much of the file is hashed at once, in bytes.
-const VERIFY_LEN: usize = 1024 * 1024;
+/// How much of the complete file is read at once, in bytes.
+const PART_LEN: usize = 1024 * 1024;
 /// The kernel reads whole blocks of the index's block size.
 const BLOCK_LEN: u64 = 512;
 
@@ -35,7 +35,7 @@ pub(super) struct Raw {
 #[derive(Debug, Clone)]
 struct State {
     held: LeafSet,
-    /// The whole file was read and had the layer's diffID.
+    /// The whole file was read, and the layer is right.
     verified: bool,
     /// `raw.bits` does not say all this yet.
     unsaved: bool,
@@ -137,22 +137,22 @@ impl Raw {
         fs::rename(&new, &self.bits)
     }
 
-    /// Reads the complete file and compares its digest.
-    pub(super) fn verify(&self, diff_id: &Digest) -> io::Result<bool> {
-        let mut hasher = diff_id.algorithm().hasher();
+    /// Hands on the complete tar, in order and in parts.
+    pub(super) fn read_all(&self, part: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         let mut offset = 0;
         while offset < self.table.raw_len() {
             let left = usize::try_from(self.table.raw_len() - offset).unwrap_or(usize::MAX);
-            let bytes = self.read(offset, VERIFY_LEN.min(left))?;
-            hasher.update(&bytes);
+            let bytes = self.read(offset, PART_LEN.min(left))?;
+            part(&bytes);
             offset += bytes.len() as u64;
         }
-        let right = hasher.finish() == *diff_id;
-        if right {
-            let mut state = self.state.lock();
-            (state.verified, state.unsaved) = (true, true);
-        }
-        Ok(right)
+        Ok(())
+    }
+
+    /// Notes that the whole file was read and is right.
+    pub(super) fn set_verified(&self) {
+        let mut state = self.state.lock();
+        (state.verified, state.unsaved) = (true, true);
     }
 }
 
@@ -253,15 +253,15 @@ mod tests {
     }
 
     #[test]
-    fn verifies_the_tar_without_the_padding() {
+    fn hands_on_the_tar_without_the_padding() {
         let dir = tempfile::tempdir().unwrap();
         let raw = Raw::open(dir.path(), table(&[3, 4])).unwrap();
         raw.write(0, b"abc").unwrap();
         raw.write(1, b"defg").unwrap();
-        assert!(!raw.verify(&Digest::sha256(b"abc")).unwrap());
-        assert!(!raw.is_verified());
-        assert!(raw.verify(&Digest::sha256(b"abcdefg")).unwrap());
-        assert!(raw.is_verified() && raw.is_complete());
+        let mut all = Vec::new();
+        raw.read_all(&mut |part| all.extend_from_slice(part)).unwrap();
+        assert_eq!(all, b"abcdefg");
+        assert!(raw.is_complete());
         assert!(raw.write(0, b"ab").is_err());
     }
 }

@@ -19,7 +19,7 @@ use super::{
     harness::{Daemon, FakePeer, Home, code},
     image::{Image, layer, mounted, noise, read},
 };
-use crate::{Config, MountKind, lazy::open_layer, snapshots::Labels};
+use crate::{Config, MountKind, engine::OpenLayer, lazy::open_layer, snapshots::Labels};
 
 /// Makes two tests of each function: one with each of the mounts.
 macro_rules! with_both_mounts {
@@ -51,6 +51,8 @@ with_both_mounts! {
     a_read_that_waits_too_long_fails_and_a_later_one_succeeds,
     a_complete_layer_needs_nobody_after_a_restart,
     a_layer_whose_content_is_wrong_is_discarded,
+    a_layer_whose_index_is_wrong_is_discarded,
+    containers_on_a_wrong_layer_never_see_the_right_one,
     a_start_detaches_what_a_killed_run_left_mounted,
     layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again,
 }
@@ -441,25 +443,88 @@ async fn many_clients_at_once_get_one_snapshot() {
 }
 
 async fn a_layer_whose_content_is_wrong_is_discarded(home: Home) {
-    let peer = Arc::new(FakePeer::default());
     let right = layer(&[("file", b"what the image's config says")]);
-    let mut lie = layer(&[("file", b"What the image's config says")]);
-    lie.descriptor = LayerDescriptor { table: lie.table.root(), ..right.descriptor.clone() };
+    let lie = layer(&[("file", b"What the image's config says")]);
+    let lie = OpenLayer { descriptor: published_as(&right, &lie), ..lie };
+    expect_discarded(home, lie, right).await;
+}
+
+async fn a_layer_whose_index_is_wrong_is_discarded(home: Home) {
+    let right = layer(&[("file", b"what the image's config says")]);
+    let other = layer(&[("File", b"what the image's config says")]);
+    let LayerDescriptor { index, index_len, .. } = other.descriptor;
+    let descriptor = LayerDescriptor { index, index_len, ..right.descriptor.clone() };
+    let lie = OpenLayer { descriptor, index: other.index, ..right.clone() };
+    expect_discarded(home, lie, right).await;
+}
+
+/// Expects that a layer is blamed once it is here, and that a container gets the right one.
+async fn expect_discarded(home: Home, lie: OpenLayer, right: OpenLayer) {
+    let peer = Arc::new(FakePeer::default());
     let image = Image::publish(&peer, vec![lie.clone()]);
-    let gate = peer.gate(&image.layers[0].descriptor.blob);
+    let gate = peer.gate(&lie.descriptor.blob);
     let daemon = Daemon::start(&home.config(), peer.clone()).await;
     let top = image.pull(&daemon).await;
     daemon.prepare("container", &top).await.unwrap();
     // Nobody offers it any more.
     peer.put_layer(right);
     gate.send_replace(true);
-    while peer.blamed.lock().is_empty() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until_blamed(&peer).await;
     assert_eq!(*peer.blamed.lock(), [lie.descriptor]);
     let container = mounted(&home, daemon.mounts("container").await).await;
     assert_eq!(read(container.path().join("file")).await.unwrap(), b"what the image's config says");
     drop(container);
+    daemon.stop().await;
+}
+
+async fn until_blamed(peer: &FakePeer) {
+    while peer.blamed.lock().is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What somebody publishes who says that the layer `of` is what `layer` is.
+fn published_as(of: &OpenLayer, layer: &OpenLayer) -> LayerDescriptor {
+    let LayerDescriptor { blob, diff_id, .. } = of.descriptor.clone();
+    LayerDescriptor { blob, diff_id, ..layer.descriptor.clone() }
+}
+
+async fn containers_on_a_wrong_layer_never_see_the_right_one(home: Home) {
+    let right = layer(&[("first", &noise(600_000)), ("file", b"right")]);
+    let lie = layer(&[("first", &noise(500_000)), ("file", b"wrong"), ("more", b"wrong")]);
+    let lie = OpenLayer { descriptor: published_as(&right, &lie), ..lie };
+    let peer = Arc::new(FakePeer::default());
+    let image = Image::publish(&peer, vec![lie.clone()]);
+    let gate = peer.gate(&lie.descriptor.blob);
+    let daemon = Daemon::start(&home.config(), peer.clone()).await;
+    let top = image.pull(&daemon).await;
+    let running = mounted(&home, daemon.prepare("running", &top).await).await;
+    let open = File::open(running.path().join("file")).unwrap();
+    let seen = running.path().to_owned();
+    let expect_only_errors = async || {
+        for file in ["first", "file", "more"] {
+            let error = read(seen.join(file)).await.unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{file}");
+        }
+    };
+    peer.put_layer(right);
+    gate.send_replace(true);
+    until_blamed(&peer).await;
+    expect_only_errors().await;
+
+    let new = mounted(&home, daemon.prepare("new", &top).await).await;
+    assert_eq!(read(new.path().join("file")).await.unwrap(), b"right");
+    assert_eq!(read(new.path().join("first")).await.unwrap(), noise(600_000));
+    assert!(!new.path().join("more").exists());
+    expect_only_errors().await;
+    daemon.stop().await;
+
+    let daemon = Daemon::start(&home.config(), peer).await;
+    expect_only_errors().await;
+    tokio::task::spawn_blocking(move || open.read_at(&mut [0; 5], 0).unwrap_err()).await.unwrap();
+    let another = mounted(&home, daemon.prepare("another", &top).await).await;
+    assert_eq!(read(another.path().join("file")).await.unwrap(), b"right");
+    drop((running, new, another));
     daemon.stop().await;
 }
 

@@ -1,10 +1,10 @@
-//! The FUSE file system of the node: for every lazy layer a flat read-only file, the layer's raw tar, named by the hex
-//! digits of its diffID; and a directory with the layer's tree ([`tree`]), named by its id.
+//! The FUSE file system of the node: for every lazy layer a flat read-only file, the layer's raw tar, named by its id and
+//! `.raw`; and a directory with the layer's tree ([`tree`]), named by its id.
 //!
 //! Nothing here ever changes, so the kernel may keep whatever it has read. A read whose bytes are here is answered at once
 //! by the thread that got it; any other one is answered by a task of the runtime, within a deadline.
 //!
-//! Inode numbers are made from a layer's digest and its index, and file handles are not used: the next daemon knows them
+//! Inode numbers are made from a layer's id and its index, and file handles are not used: the next daemon knows them
 //! too. So the tree's files and directories are never opened (ENOSYS): the kernel opens them by itself from then on.
 
 mod mount;
@@ -18,7 +18,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use darter_peer::Digest;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, Notifier, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
@@ -42,6 +41,9 @@ use crate::metrics::{Metrics, ReadResult};
 const TTL: Duration = Duration::from_secs(24 * 3600);
 /// Read-ahead and other background requests at a time.
 const MAX_BACKGROUND: u16 = 64;
+
+/// What the name of a raw tar ends with.
+const RAW_SUFFIX: &str = ".raw";
 
 /// What answers the kernel.
 pub(super) struct LayersFs {
@@ -73,8 +75,7 @@ enum Node {
 impl LayersFs {
     fn layer(&self, id: LayerId) -> Option<Arc<LazyLayer>> {
         let open = self.open.lock().get(&id).map(|(layer, _)| layer.clone());
-        // One that turned out to be wrong may have been replaced.
-        open.filter(|layer| layer.check().is_ok()).or_else(|| self.known.by_id(id))
+        open.or_else(|| self.known.by_id(id))
     }
 
     fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
@@ -82,7 +83,8 @@ impl LayersFs {
             return Ok(Node::Root);
         }
         let (id, nid) = LayerId::of_ino(ino.0);
-        let layer = self.layer(id).ok_or(Errno::ENOENT)?;
+        // Whoever still sees one that is not known any more sees a discarded one.
+        let layer = self.layer(id).ok_or(Errno::EIO)?;
         if nid == 0 {
             Ok(Node::Raw(layer))
         } else {
@@ -109,11 +111,12 @@ impl LayersFs {
 
     fn named(&self, name: &OsStr) -> Option<io::Result<FileAttr>> {
         let name = name.to_str()?;
-        if let Ok(diff_id) = format!("sha256:{name}").parse::<Digest>() {
-            return Some(Ok(raw_attr(self.known.get(&diff_id)?.as_ref())));
+        let raw_of = name.strip_suffix(RAW_SUFFIX);
+        let layer = self.known.by_id(raw_of.unwrap_or(name).parse().ok()?)?;
+        match raw_of {
+            Some(_) => Some(Ok(raw_attr(&layer))),
+            None => Some(TreeNode::top(layer).map(|top| top.attr())),
         }
-        let layer = self.known.by_id(name.parse().ok()?)?;
-        Some(TreeNode::top(layer).map(|top| top.attr()))
     }
 
     /// Which bytes of which layer a read is for.
@@ -380,7 +383,7 @@ impl LayersFs {
         let mut layers = self.known.all();
         layers.sort_by_key(|layer| layer.id);
         let of_layer = |layer: Arc<LazyLayer>| {
-            let raw = (raw_attr(&layer), layer.reference.diff_id.hex());
+            let raw = (raw_attr(&layer), raw_name(layer.id));
             let name = layer.id.to_string();
             let tree = TreeNode::top(layer).ok().map(|top| (top.attr(), name));
             [raw].into_iter().chain(tree)
@@ -390,6 +393,11 @@ impl LayersFs {
         let numbered = (1u64..).zip(all).map(|(next, (attr, name))| (next, attr, name));
         numbered.skip(usize::try_from(skip).unwrap_or(usize::MAX))
     }
+}
+
+/// The name of a layer's raw tar.
+fn raw_name(id: LayerId) -> String {
+    format!("{id}{RAW_SUFFIX}")
 }
 
 /// Counts and logs a read that fails.

@@ -18,7 +18,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use darter_peer::Digest;
 use fuser::{BackgroundSession, Config, Filesystem, Notifier, Session, SessionACL};
 use rustix::{
     fs::{major, minor},
@@ -92,8 +91,8 @@ impl FuseMount {
     }
 
     /// Where a layer's raw tar is.
-    pub(in crate::lazy) fn file(&self, diff_id: &Digest) -> PathBuf {
-        self.path.join(diff_id.hex())
+    pub(in crate::lazy) fn file(&self, id: LayerId) -> PathBuf {
+        self.path.join(super::raw_name(id))
     }
 
     /// Where a layer's tree is.
