@@ -39,7 +39,7 @@ use std::{
     time::Duration,
 };
 
-use darter_peer::{Digest, LayerDescriptor, TaskError};
+use darter_peer::{Digest, TaskError};
 use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
@@ -296,19 +296,17 @@ impl Layers {
         unheld.map(|layer| layer.reference.diff_id.clone()).collect()
     }
 
-    /// What a layer takes on disk: once it is complete, since containerd asks only once, or now if it is not to be.
+    /// What a layer takes on disk, and so what removing it frees; with what is still to come, since containerd asks only
+    /// once. What the peer's store has of it is not counted: that has a quota of its own, and goes by itself.
     pub(crate) async fn usage(&self, diff_id: &Digest) -> Result<Usage, LazyError> {
-        let layer = self.known.get(diff_id);
-        match layer.as_ref().map(|layer| &layer.descriptor) {
-            Some(layer) if self.fill => {
-                let LayerDescriptor { raw_len, index_len, table_len, .. } = layer;
-                Ok(Usage { size: raw_len + index_len + table_len, inodes: 1 })
-            }
-            _ => {
-                let dir = LayerDir::of(&self.layers_dir, diff_id);
-                blocking("counting the layer's disk space", move || snapshots::usage_of_dir(dir.path())).await
-            }
-        }
+        let layer = self.known.get(diff_id).filter(|_| self.fill);
+        let dir = LayerDir::of(&self.layers_dir, diff_id);
+        let counted = blocking("counting the layer's disk space", move || {
+            let missing = layer.map_or(0, |layer| layer.descriptor.raw_len.saturating_sub(layer.raw.held_bytes()));
+            let Usage { size, inodes } = snapshots::usage_of_dir(dir.path())?;
+            Ok(Usage { size: size + missing, inodes })
+        });
+        counted.await
     }
 
     /// How far each layer is.
