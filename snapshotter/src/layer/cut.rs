@@ -15,32 +15,40 @@ pub(super) const MAX_LEN: usize = 256 * 1024;
 /// Cuts a stream; where it cuts depends on the bytes alone, not on how they arrive.
 #[derive(Debug, Default)]
 pub(super) struct Cutter {
-    /// What has not been cut off yet; at most [`MAX_LEN`] bytes once [`Self::next_leaf`] has returned `None`.
-    waiting: Vec<u8>,
+    /// Bytes of the stream, and how many of them have been cut off. Others there are at most [`MAX_LEN`] once
+    /// [`Self::next_leaf`] has returned `None`.
+    bytes: Vec<u8>,
+    cut_off: usize,
 }
 
 impl Cutter {
     /// Adds the next bytes of the stream. Take all leaves out before adding more.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.waiting.extend_from_slice(bytes);
+        self.bytes.drain(..std::mem::take(&mut self.cut_off));
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// The next leaf, once no further byte can change where it ends.
     pub(super) fn next_leaf(&mut self) -> Option<Vec<u8>> {
-        (self.waiting.len() >= MAX_LEN).then(|| self.cut())
+        (self.waiting().len() >= MAX_LEN).then(|| self.cut())
     }
 
     /// The remaining leaves, once the stream has ended.
     pub(super) fn finish(mut self) -> impl Iterator<Item = Vec<u8>> {
-        std::iter::from_fn(move || (!self.waiting.is_empty()).then(|| self.cut()))
+        std::iter::from_fn(move || (!self.waiting().is_empty()).then(|| self.cut()))
+    }
+
+    fn waiting(&self) -> &[u8] {
+        self.bytes.get(self.cut_off..).unwrap_or_default()
     }
 
     fn cut(&mut self) -> Vec<u8> {
-        let chunker = FastCDC::new(&self.waiting, MIN_LEN, AVERAGE_LEN, MAX_LEN);
-        let (_, end) = chunker.cut(0, self.waiting.len());
-        let mut rest = Vec::with_capacity(MAX_LEN + MIN_LEN);
-        rest.extend(self.waiting.drain(end..));
-        std::mem::replace(&mut self.waiting, rest)
+        let waiting = self.waiting();
+        let chunker = FastCDC::new(waiting, MIN_LEN, AVERAGE_LEN, MAX_LEN);
+        let (_, len) = chunker.cut(0, waiting.len());
+        let leaf = waiting.get(..len).unwrap_or_default().to_vec();
+        self.cut_off += len;
+        leaf
     }
 }
 
@@ -56,7 +64,7 @@ mod tests {
         for part in bytes.chunks(step) {
             cutter.push(part);
             leaves.extend(std::iter::from_fn(|| cutter.next_leaf()));
-            assert!(cutter.waiting.len() < MAX_LEN);
+            assert!(cutter.waiting().len() < MAX_LEN);
         }
         leaves.extend(cutter.finish());
         leaves
