@@ -12,7 +12,7 @@ use futures_util::future::try_join_all;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     config::Config,
@@ -125,6 +125,10 @@ impl Core {
                     labels.insert(LAZY_LABEL.to_owned(), format!("no: {reason}"));
                 }
             }
+        }
+        if idmap::root(&labels).is_some() {
+            // All that a client of an earlier one is told is `invalid argument`, and nothing here tells which one it is.
+            info!(key, "the snapshot is to be id-mapped: containerd 2.0 does that, an earlier one cannot mount it");
         }
         let snapshots = self.snapshots.clone();
         let lower = self.lower(parent).await?;
