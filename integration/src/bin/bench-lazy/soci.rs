@@ -22,6 +22,9 @@ const SOCI: &str = "soci";
 /// Where its programs keep what they index, and cannot be told otherwise.
 const STATE: &str = "/var/lib/soci-snapshotter-grpc";
 
+/// What its daemon logs of a layer that it unpacks.
+const NOT_LAZY: &str = r#""remote-snapshot-prepared":"false""#;
+
 /// [`STATE`] as a link into the lab while this lives.
 struct StateLink;
 
@@ -40,7 +43,7 @@ pub(crate) async fn measure(lab: &Lab, subject: &Subject, link_mbit: u64) -> Res
     let daemon = Program::new("soci", programs.join("soci-snapshotter-grpc"));
     let daemon = daemon.arg("--address").arg(&socket).arg("--root").arg(lab.subdir("soci-root")?);
     let daemon = daemon.arg("--config").arg(lab.write("soci.toml", "")?);
-    let _daemon = Process::start(lab, daemon)?;
+    let daemon = Process::start(lab, daemon)?;
     until("listening: soci-snapshotter", async || socket.exists()).await?;
     let containerd = Containerd::start_with_plugin(lab, "node", Some((SOCI, &socket))).await?;
     link.limit(link_mbit * 125_000);
@@ -52,6 +55,7 @@ pub(crate) async fn measure(lab: &Lab, subject: &Subject, link_mbit: u64) -> Res
         Ok(())
     };
     let cold = starter.start(subject, pull).await?;
+    ensure!(!daemon.log().contains(NOT_LAZY), "soci-snapshotter has not mounted every layer");
     Ok(vec![(State::Cold, cold)])
 }
 
@@ -60,7 +64,11 @@ async fn make_index(lab: &Lab, programs: &Path, image: &ImageRef) -> Result<Stri
     let containerd = Containerd::start(lab, "indexer").await?;
     containerd.pull(image).await?;
     let name = image.to_string();
-    soci(lab, programs, &containerd).args(["create", "--platform", "linux/amd64", &name]).run().await?;
+    // Layers of less than 10 MB would have no index, and the daemon does not fetch them over plain HTTP either.
+    soci(lab, programs, &containerd)
+        .args(["create", "--platform", "linux/amd64", "--min-layer-size", "0", &name])
+        .run()
+        .await?;
     let listed = soci(lab, programs, &containerd).args(["index", "list", "-q"]).run().await?.stdout;
     Ok(listed.split_whitespace().next().context("soci lists no index")?.to_owned())
 }
