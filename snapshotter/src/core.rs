@@ -128,7 +128,10 @@ impl Core {
         }
         if idmap::root(&labels).is_some() {
             // All that a client of an earlier one is told is `invalid argument`, and nothing here tells which one it is.
-            info!(key, "the snapshot is to be id-mapped: containerd 2.0 does that, an earlier one cannot mount it");
+            info!(
+                key,
+                "the snapshot is to be id-mapped: containerd 2.0 does that, an earlier one cannot mount it"
+            );
         }
         let snapshots = self.snapshots.clone();
         let lower = self.lower(parent).await?;

@@ -302,7 +302,8 @@ impl Layers {
         let layer = self.known.get(diff_id).filter(|_| self.fill);
         let dir = LayerDir::of(&self.layers_dir, diff_id);
         let counted = blocking("counting the layer's disk space", move || {
-            let missing = layer.map_or(0, |layer| layer.descriptor.raw_len.saturating_sub(layer.raw.held_bytes()));
+            let missing =
+                layer.map_or(0, |layer| layer.descriptor.raw_len.saturating_sub(layer.raw.held_bytes()));
             let Usage { size, inodes } = snapshots::usage_of_dir(dir.path())?;
             Ok(Usage { size: size + missing, inodes })
         });

@@ -19,7 +19,12 @@ use super::{
     harness::{Daemon, FakePeer, Home, code},
     image::{Image, layer, mounted, noise, read},
 };
-use crate::{Config, MountKind, engine::OpenLayer, lazy::open_layer, snapshots::{Labels, usage_of_dir}};
+use crate::{
+    Config, MountKind,
+    engine::OpenLayer,
+    lazy::open_layer,
+    snapshots::{Labels, usage_of_dir},
+};
 
 /// Makes two tests of each function: one with each of the mounts.
 macro_rules! with_both_mounts {
@@ -206,7 +211,8 @@ async fn a_layer_that_an_image_has_twice_is_stacked_once(home: Home) {
 
 async fn a_view_of_one_layer_is_like_an_unpacked_one(home: Home) {
     let peer = Arc::new(FakePeer::default());
-    let image = Image::publish(&peer, vec![layer(&[("dir/file", b"1"), (".wh.gone", b""), ("dir/.wh.gone", b"")])]);
+    let image =
+        Image::publish(&peer, vec![layer(&[("dir/file", b"1"), (".wh.gone", b""), ("dir/.wh.gone", b"")])]);
     let daemon = Daemon::start(&home.config(), peer).await;
     let top = image.pull(&daemon).await;
     let view = mounted(&home, daemon.view("view", &top).await).await;
