@@ -37,7 +37,7 @@ fn summary(status: &StatusReply) -> String {
         ("peer", format!("{}{}", status.host_id, if status.seed { " (seed peer)" } else { "" })),
         ("version", status.version.clone()),
         ("up", HumanDuration(Duration::from_secs(status.uptime_seconds)).to_string()),
-        ("scheduler", or_none(&status.scheduler)),
+        ("schedulers", or_none(&status.schedulers.join(", "))),
         ("serves peers on", status.transfer_address.clone()),
         ("proxy", or_none(&status.proxy_address)),
         ("snapshotter", or_none(&status.snapshotter_socket)),

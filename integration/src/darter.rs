@@ -97,9 +97,14 @@ impl Manager {
 impl Scheduler {
     /// Starts a scheduler and waits until it is ready.
     pub async fn start(lab: &Lab, manager: Option<SocketAddr>) -> Result<Self> {
+        Self::start_as(lab, "scheduler", manager).await
+    }
+
+    /// As [`Self::start`], one of several.
+    pub async fn start_as(lab: &Lab, name: &str, manager: Option<SocketAddr>) -> Result<Self> {
         let (grpc, admin) = (free_address()?, free_address()?);
-        let config = config::scheduler(grpc, admin, manager);
-        Ok(Self { grpc, service: Service::start(lab, "scheduler", "scheduler", &config, admin, &[]).await? })
+        let config = config::scheduler(name, grpc, admin, manager);
+        Ok(Self { grpc, service: Service::start(lab, "scheduler", name, &config, admin, &[]).await? })
     }
 }
 
@@ -155,8 +160,14 @@ impl Peer {
 
     /// Waits until a scheduler knows it.
     pub async fn until_scheduled(&mut self) -> Result<()> {
+        self.until_scheduled_by(1).await
+    }
+
+    /// Waits until so many schedulers know it.
+    pub async fn until_scheduled_by(&mut self, schedulers: usize) -> Result<()> {
         let control = self.control.clone();
-        let scheduled = async || status(&control).await.is_ok_and(|status| !status.scheduler.is_empty());
+        let scheduled =
+            async || status(&control).await.is_ok_and(|status| status.schedulers.len() >= schedulers);
         self.service.process.until("a scheduler knew it", scheduled).await
     }
 

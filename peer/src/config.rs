@@ -73,7 +73,8 @@ impl Place {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SchedulerConfig {
-    /// `http://host:port`, tried in this order. Empty: no P2P, unless a manager knows schedulers.
+    /// `http://host:port`; each has its share of the contents, so all hosts should name all. Empty: no P2P, unless a
+    /// manager knows schedulers.
     pub addresses: Vec<String>,
 }
 

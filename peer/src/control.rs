@@ -277,7 +277,7 @@ impl Peer {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: self.is_seed(),
             uptime_seconds: self.inner.started.elapsed().as_secs(),
-            scheduler: self.scheduler().unwrap_or_default(),
+            schedulers: self.schedulers(),
             transfer_address: self.inner.transfer_address.clone(),
             bytes: Some(ByteCounts {
                 local: bytes.local,

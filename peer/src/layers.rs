@@ -16,6 +16,7 @@ use crate::{
     MadeLayer, MakeError, Peer, TaskError, TaskId, Want,
     content::blocking,
     origin::Source,
+    schedulers::Live,
     store::{Entry, Stage, Store},
     wire,
 };
@@ -87,7 +88,7 @@ impl Peer {
     pub async fn blame_layer(&self, wrong: &LayerDescriptor) -> Result<(), TaskError> {
         self.inner.wrong_layers.lock().put(published(wrong), ());
         let layer = Some(wire::layer_to_proto(wrong));
-        self.session().send(Said::LayerWrong(LayerWrong { layer })).await;
+        self.sessions().tell_all(&Said::LayerWrong(LayerWrong { layer })).await;
         let is_here = self.store().known_layer(&wrong.blob).as_ref() == Some(wrong);
         if is_here { self.remove_layer(&wrong.blob).await.map(drop) } else { Ok(()) }
     }
@@ -154,30 +155,32 @@ impl Peer {
         Ok(parts.concat().into())
     }
 
-    /// Asks the scheduler and waits until a seed has made the layer. `None`: nobody will.
+    /// Asks the scheduler and waits until a seed has made the layer; if the scheduler is lost, the next one is asked.
+    /// `None`: nobody will.
     ///
     /// # Errors
     /// The blob does not become a layer, whoever tries.
     async fn ask_for_layer(&self, want: &LayerWant) -> Result<Option<LayerDescriptor>, TaskError> {
-        let Some(live) = self.session().live() else { return Ok(None) };
         let key = want.blob.to_string();
         let mut awaited = {
             let mut all = self.inner.awaited.lock();
             all.retain(|_, sender| sender.receiver_count() > 0);
-            all.entry(key).or_insert_with(|| watch::Sender::new(None)).subscribe()
+            all.entry(key.clone()).or_insert_with(|| watch::Sender::new(None)).subscribe()
         };
         let task = wire::task_to_proto(&TaskId::of_digest(&want.blob), Some(&want.source));
         let diff_id = want.diff_id.as_ref().map(Digest::to_string).unwrap_or_default();
-        let mut session = self.session().watch();
-        session.mark_unchanged();
-        if !live.send(Said::LayerWanted(LayerWanted { blob: Some(task), diff_id })).await {
-            return Ok(None);
-        }
+        let wanted = Said::LayerWanted(LayerWanted { blob: Some(task), diff_id });
         let answer = async {
-            tokio::select! {
-                answer = awaited.wait_for(Option::is_some) => answer.ok().and_then(|answer| answer.clone()),
-                _ = session.changed() => Some(Err(TaskError::Unreachable("the session was lost".to_owned()))),
+            while let Some(live) = self.sessions().of(&key) {
+                if !live.send(wanted.clone()).await {
+                    break;
+                }
+                tokio::select! {
+                    answer = awaited.wait_for(Option::is_some) => return answer.ok().and_then(|answer| answer.clone()),
+                    () = self.sessions().until_lost(&live) => {}
+                }
             }
+            None
         };
         match timeout(self.inner.config.layer_timeout, answer).await {
             Ok(Some(Ok(descriptor))) => Ok(Some(descriptor)),
@@ -214,8 +217,8 @@ impl Peer {
         }
     }
 
-    /// A seed's work: makes a layer and reports it.
-    pub(crate) async fn make_for_others(&self, make: MakeLayer) {
+    /// A seed's work: makes a layer and reports it: all schedulers hear of the layer, who asked also of a failure.
+    pub(crate) async fn make_for_others(&self, from: Live, make: MakeLayer) {
         let (want, blob) = match make_want(&make) {
             Ok(want) => want,
             Err(error) => return tracing::warn!(%error, "asked to make a malformed layer"),
@@ -224,26 +227,33 @@ impl Peer {
             Some(descriptor) => Ok(descriptor),
             None => self.make_layer(&want).await,
         };
-        let result = match made.and_then(|descriptor| check_diff_id(descriptor, &want)) {
+        match made.and_then(|descriptor| check_diff_id(descriptor, &want)) {
             Ok(descriptor) => {
                 self.tell_layer(&descriptor).await;
-                layer_made::Result::Layer(wire::layer_to_proto(&descriptor))
+                let result = Some(layer_made::Result::Layer(wire::layer_to_proto(&descriptor)));
+                self.sessions().tell_all(&Said::LayerMade(LayerMade { blob, result })).await;
             }
-            Err(error) => layer_made::Result::Failure(error.to_failure()),
-        };
-        self.session().send(Said::LayerMade(LayerMade { blob, result: Some(result) })).await;
+            Err(error) => {
+                let result = Some(layer_made::Result::Failure(error.to_failure()));
+                from.send(Said::LayerMade(LayerMade { blob, result })).await;
+            }
+        }
     }
 
-    /// Tells the scheduler that this peer holds a whole layer.
+    /// Tells the schedulers that this peer holds a whole layer.
     async fn tell_layer(&self, descriptor: &LayerDescriptor) {
         let digests = [&descriptor.index, &descriptor.table].map(TaskId::of_digest);
         for id in digests.iter().chain([&TaskId::of_leaves(&descriptor.table)]) {
             let Some(entry) = self.store().get(id).filter(|entry| entry.is_verified()) else { continue };
-            if id.digest().is_some() {
-                self.tell_digests(&entry).await;
+            if id.digest().is_some()
+                && let Some(scheduler) = self.sessions().of(id.as_str())
+            {
+                self.tell_digests(&scheduler, &entry).await;
             }
             let (length, leaves) = (entry.geometry().len(), entry.geometry().leaves());
-            self.session().send(Said::Finished(Finished { task: id.to_string(), length, leaves })).await;
+            self.sessions()
+                .tell_all(&Said::Finished(Finished { task: id.to_string(), length, leaves }))
+                .await;
         }
     }
 

@@ -18,6 +18,7 @@ pub mod origin;
 pub mod peer;
 pub mod plan;
 mod profiles;
+mod schedulers;
 mod session;
 pub mod site;
 pub mod store;

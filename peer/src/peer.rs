@@ -9,7 +9,7 @@ use std::{
 };
 
 use darter_proto::scheduler::{
-    Config as Limited, Digests, Dropped, Holdings, Host, MakeLayer, SendDigests,
+    Config as Limited, Digests, Dropped, Holdings, Host, MakeLayer, Moved, SendDigests,
     peer_message::Message as Said, scheduler_message::Message as Heard,
 };
 use darter_service::{
@@ -36,7 +36,8 @@ use crate::{
     metrics::PeerMetrics,
     origin::{Origin, Registries, RegistryError, Source},
     profiles::Profiles,
-    session::{Keeper, Session, holding},
+    schedulers::{Keepers, Live, Schedulers},
+    session::holding,
     store::{Entry, Store, StoreError},
     transfer::{Pool, Server, Sources, TransferMetrics},
     upkeep, wire,
@@ -102,7 +103,7 @@ struct Rates {
 
 struct Running {
     shared: Arc<Shared>,
-    inbox: mpsc::Sender<Heard>,
+    inbox: mpsc::Sender<(Live, Heard)>,
     status: Arc<Mutex<DownloadStatus>>,
 }
 
@@ -168,7 +169,7 @@ impl Peer {
         let host = watch::Sender::new(cluster::host(&config, &store, &transfer_address));
         let manager = cluster::link(&config, &host.borrow(), &tracker, &shutdown)?;
         let profiles = Arc::<Profiles>::default();
-        let keeper = Keeper {
+        let keepers = Keepers {
             addresses: cluster::schedulers(
                 config.scheduler.addresses.clone(),
                 manager.clone(),
@@ -181,7 +182,7 @@ impl Peer {
             inbox,
             shutdown: shutdown.clone(),
         };
-        let (session, keeping) = keeper.start();
+        let (schedulers, keeping) = keepers.start();
         tracker.spawn(keeping);
         tracker.spawn(Server::serve(
             listener,
@@ -204,10 +205,9 @@ impl Peer {
                 sources,
                 site,
                 coordinate: config.transfer.coordinate,
-                session,
+                schedulers,
                 metrics,
                 demand: DemandClock::default(),
-                silent: Arc::default(),
             },
             rates: Mutex::new(Rates { own: config.limits.clone(), cluster: LimitsConfig::default() }),
             config,
@@ -371,9 +371,9 @@ impl Peer {
         &self.inner.means.metrics
     }
 
-    /// The scheduler whose session is up.
-    pub fn scheduler(&self) -> Option<String> {
-        self.inner.means.session.live().map(|live| live.address)
+    /// The addresses of the schedulers whose sessions are up.
+    pub fn schedulers(&self) -> Vec<String> {
+        self.inner.means.schedulers.live().into_iter().map(|live| live.address).collect()
     }
 
     /// What a running task is doing.
@@ -385,42 +385,42 @@ impl Peer {
         &self.inner.profiles
     }
 
-    pub(crate) fn session(&self) -> &Session {
-        &self.inner.means.session
+    pub(crate) fn sessions(&self) -> &Schedulers {
+        &self.inner.means.schedulers
     }
 
-    /// Hands the scheduler's messages to whom they are for.
-    async fn hear(self, mut heard: mpsc::Receiver<Heard>) {
-        while let Some(message) = tokio::select! {
+    /// Hands the schedulers' messages to whom they are for.
+    async fn hear(self, mut heard: mpsc::Receiver<(Live, Heard)>) {
+        while let Some((from, message)) = tokio::select! {
             message = heard.recv() => message,
             () = self.inner.shutdown.cancelled() => None,
         } {
             match message {
-                Heard::Fetch(fetch) => self.fetch(fetch.task.unwrap_or_default()).await,
-                Heard::MakeLayer(make) => self.make(make),
+                Heard::Fetch(fetch) => self.fetch(from, fetch.task.unwrap_or_default()).await,
+                Heard::MakeLayer(make) => self.make(from, make),
                 Heard::Layer(layer) => self.layer_heard(layer),
                 Heard::StartProfile(profile) => self.profiles().heard(profile),
                 Heard::Config(config) => self.limit(&config),
-                Heard::SendDigests(send) if self.is_idle(&send) => self.send_digests(&send).await,
+                Heard::SendDigests(send) if self.is_idle(&send) => self.send_digests(&from, &send).await,
                 Heard::Discard(discard) if self.inbox(&TaskId::parse(&discard.task).ok()).is_none() => {
                     self.discard(&discard.task).await;
                 }
-                message => self.pass_on(message).await,
+                message => self.pass_on(from, message).await,
             }
         }
     }
 
-    async fn pass_on(&self, message: Heard) {
+    async fn pass_on(&self, from: Live, message: Heard) {
         let Some(inbox) = self.inbox(&task_of(&message)) else {
             tracing::trace!(?message, "for no running task");
             return;
         };
-        if !matches!(timeout(INBOX_DEADLINE, inbox.send(message)).await, Ok(Ok(()))) {
+        if !matches!(timeout(INBOX_DEADLINE, inbox.send((from, message))).await, Ok(Ok(()))) {
             tracing::debug!("a task ended before it heard the scheduler");
         }
     }
 
-    fn inbox(&self, id: &Option<TaskId>) -> Option<mpsc::Sender<Heard>> {
+    fn inbox(&self, id: &Option<TaskId>) -> Option<mpsc::Sender<(Live, Heard)>> {
         let running = self.inner.running.lock();
         running.get(id.as_ref()?).filter(|r| r.shared.outcome.borrow().is_none()).map(|r| r.inbox.clone())
     }
@@ -429,19 +429,23 @@ impl Peer {
         self.inbox(&TaskId::parse(&send.task).ok()).is_none()
     }
 
-    /// A seed's work: fetches a task from its origin under a lease and holds on to it until it is done.
-    async fn fetch(&self, task: darter_proto::scheduler::Task) {
+    /// A seed's work: fetches a task from its origin under a lease and holds on to it until it is done. If the task belongs
+    /// to another scheduler by now, the lease is that one's to give.
+    async fn fetch(&self, from: Live, task: darter_proto::scheduler::Task) {
         let (id, source) = match wire::task_from_proto(&task) {
             Ok((id, Some(source))) => (id, source),
             Ok((id, None)) => return tracing::warn!(task = %id, "asked to fetch a task without an origin"),
             Err(error) => return tracing::warn!(%error, "asked to fetch a malformed task"),
         };
-        if let Some(inbox) = self.inbox(&Some(id.clone())) {
+        let own = self.sessions().of(id.as_str()).is_none_or(|own| own.generation == from.generation);
+        if !own {
+            from.send(Said::Moved(Moved { task: id.to_string() })).await;
+        } else if let Some(inbox) = self.inbox(&Some(id.clone())) {
             let lease = darter_proto::scheduler::Lease { task: id.to_string() };
-            inbox.send(Heard::Lease(lease)).await.ok();
+            inbox.send((from, Heard::Lease(lease))).await.ok();
         }
         let want = Want { id, source: Some(source), class: Class::Stream };
-        let Ok(content) = self.open_as(want, None, true).await else { return };
+        let Ok(content) = self.open_as(want, None, own).await else { return };
         self.inner.tracker.spawn(async move {
             if let Err(error) = content.finished().await {
                 tracing::info!(task = %content.id(), %error, "a fetch under lease failed");
@@ -449,20 +453,20 @@ impl Peer {
         });
     }
 
-    fn make(&self, make: MakeLayer) {
+    fn make(&self, from: Live, make: MakeLayer) {
         let peer = self.clone();
-        self.inner.tracker.spawn(async move { peer.make_for_others(make).await });
+        self.inner.tracker.spawn(async move { peer.make_for_others(from, make).await });
     }
 
-    async fn send_digests(&self, send: &SendDigests) {
+    async fn send_digests(&self, to: &Live, send: &SendDigests) {
         let Ok(id) = TaskId::parse(&send.task) else { return };
         if let Some(entry) = self.inner.means.store.get(&id) {
-            self.tell_digests(&entry).await;
+            self.tell_digests(to, &entry).await;
         }
     }
 
-    /// Tells the scheduler the leaf digests of what is here completely.
-    pub(crate) async fn tell_digests(&self, entry: &Arc<Entry>) {
+    /// Tells a scheduler the leaf digests of what is here completely.
+    pub(crate) async fn tell_digests(&self, to: &Live, entry: &Arc<Entry>) {
         let leaves = entry.geometry().leaves();
         let Some(digests) = entry.digests(0..leaves).filter(|_| entry.is_verified()) else { return };
         let message = Digests {
@@ -473,7 +477,7 @@ impl Peer {
             digests: digests.into(),
             verified: true,
         };
-        self.session().send(Said::Digests(message)).await;
+        to.send(Said::Digests(message)).await;
     }
 
     async fn discard(&self, id: &str) {
@@ -529,7 +533,7 @@ impl Peer {
                         }
                         None => Said::Dropped(Dropped { tasks: vec![id.to_string()] }),
                     };
-                    self.session().send(message).await;
+                    self.sessions().tell_all(&message).await;
                 }
                 Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
                 Err(tokio::sync::broadcast::error::RecvError::Closed) => return,

@@ -57,7 +57,8 @@ impl Peer {
     pub async fn start_profile(&self, image: &Digest) -> Option<Bytes> {
         let image = image.to_string();
         let mut answer = self.profiles().wait_for(&image);
-        if !self.session().send(Said::ProfileWanted(ProfileWanted { image })).await {
+        let wanted = Said::ProfileWanted(ProfileWanted { image: image.clone() });
+        if !self.sessions().tell(&image, wanted).await {
             return None;
         }
         let answer = timeout(ANSWER_DEADLINE, answer.wait_for(Option::is_some)).await;
@@ -65,12 +66,10 @@ impl Peer {
         reads.filter(|reads| !reads.is_empty())
     }
 
-    /// Tells this scheduler, and every later one, what a start of the image with this chainID read.
+    /// Tells all schedulers, and every later one, what a start of the image with this chainID read.
     pub async fn share_start_profile(&self, image: &Digest, reads: Bytes) {
         let image = image.to_string();
         self.profiles().shared.lock().put(image.clone(), reads.clone());
-        if !self.session().send(Said::StartProfile(StartProfile { image, reads })).await {
-            tracing::debug!("a start profile waits for the next scheduler");
-        }
+        self.sessions().tell_all(&Said::StartProfile(StartProfile { image, reads })).await;
     }
 }

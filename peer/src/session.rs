@@ -1,11 +1,17 @@
-//! The session stream to the scheduler: one stream carries all tasks, and comes back by itself after a loss.
+//! A session stream with one scheduler: it carries all tasks, and comes back by itself after a loss.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use darter_proto::{
     MAX_MESSAGE_LEN,
     scheduler::{
-        Announce, Holding, Holdings, Host, Leave, PeerMessage, SchedulerMessage, peer_message,
+        Announce, Holding, Holdings, Host, Leave, PeerMessage, SchedulerMessage, Welcome, peer_message,
         scheduler_client::SchedulerClient, scheduler_message,
     },
 };
@@ -20,6 +26,7 @@ use tonic::transport::Endpoint;
 
 use crate::{
     profiles::Profiles,
+    schedulers::{Live, Sessions},
     store::{Entry, Store},
     wire,
 };
@@ -31,89 +38,44 @@ const PING_DEADLINE: Duration = Duration::from_secs(2);
 /// Most tasks that one Holdings message carries.
 const HOLDINGS_BATCH: usize = 500;
 
-/// A handle on the session; cheap to clone.
-#[derive(Debug, Clone)]
-pub(crate) struct Session {
-    live: watch::Receiver<Option<Live>>,
-}
-
-/// A session that is up.
-#[derive(Debug, Clone)]
-pub(crate) struct Live {
-    /// Counts the sessions of this process: a new number means that the scheduler must be told everything again.
-    pub(crate) generation: u64,
-    /// Where the scheduler is.
-    pub(crate) address: String,
-    outgoing: mpsc::Sender<PeerMessage>,
-}
-
-/// What keeps a session up.
+/// What keeps the session with one scheduler up.
 pub(crate) struct Keeper {
-    /// The schedulers to try, in order, `http://ip:port`.
-    pub(crate) addresses: watch::Receiver<Vec<String>>,
-    /// How this host introduces itself to a new session.
+    /// `http://ip:port`.
+    pub(crate) address: String,
+    /// Cancelled when the address is not among the schedulers' any more: a session that is up stays, as long as it does.
+    pub(crate) unlisted: CancellationToken,
+    /// Numbers the sessions of this process.
+    pub(crate) generations: Arc<AtomicU64>,
+    pub(crate) sessions: watch::Sender<Sessions>,
     pub(crate) host: watch::Receiver<Host>,
     pub(crate) store: Store,
     pub(crate) profiles: Arc<Profiles>,
-    /// Takes every message of the scheduler.
-    pub(crate) inbox: mpsc::Sender<scheduler_message::Message>,
+    pub(crate) inbox: mpsc::Sender<(Live, scheduler_message::Message)>,
     pub(crate) shutdown: CancellationToken,
 }
 
-impl Session {
-    /// The session, if it is up.
-    pub(crate) fn live(&self) -> Option<Live> {
-        self.live.borrow().clone()
-    }
-
-    /// Follows the session's coming and going.
-    pub(crate) fn watch(&self) -> watch::Receiver<Option<Live>> {
-        self.live.clone()
-    }
-
-    /// Sends a message; false if the session is down or its scheduler does not read.
-    pub(crate) async fn send(&self, message: peer_message::Message) -> bool {
-        match self.live() {
-            Some(live) => live.send(message).await,
-            None => false,
-        }
-    }
-}
-
-impl Live {
-    /// Sends a message; false if the session went down or its scheduler does not read.
-    pub(crate) async fn send(&self, message: peer_message::Message) -> bool {
-        let message = PeerMessage { message: Some(message) };
-        matches!(timeout(PING_DEADLINE, self.outgoing.send(message)).await, Ok(Ok(())))
-    }
-}
-
 impl Keeper {
-    /// Starts keeping a session up until shutdown; the returned future must be run by the caller's tracker.
-    pub(crate) fn start(self) -> (Session, impl Future<Output = ()> + Send + use<>) {
-        let (sender, live) = watch::channel(None);
-        (Session { live }, self.run(sender))
-    }
-
-    async fn run(mut self, live: watch::Sender<Option<Live>>) {
-        let shutdown = self.shutdown.clone();
-        let mut generation = 0;
+    /// Keeps the session up until shutdown.
+    pub(crate) async fn run(self) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut scheduler: Option<String> = None;
+        let mut back = false;
         loop {
-            let addresses = self.addresses.borrow_and_update().clone();
-            for address in &addresses {
-                generation += 1;
+            let generation = self.generations.fetch_add(1, Ordering::Relaxed);
+            // One scheduler under two addresses would end each session for the sake of the other.
+            let twice = scheduler.as_ref().is_some_and(|name| self.sessions.borrow().has(name));
+            if !twice {
                 let since = Instant::now();
                 let ended = tokio::select! {
-                    ended = self.once(address, generation, &live) => ended,
-                    () = shutdown.cancelled() => {
-                        leave(&live).await;
+                    ended = self.once(generation, back, &mut scheduler) => ended,
+                    () = self.shutdown.cancelled() => {
+                        self.leave(generation).await;
                         return;
                     }
                 };
-                live.send_replace(None);
-                let was_up = ended.was_up;
-                if was_up {
+                let address = &self.address;
+                if ended.was_up {
+                    self.sessions.send_modify(|sessions| sessions.remove(generation));
                     tracing::warn!(
                         scheduler = address,
                         reason = ended.reason,
@@ -122,31 +84,34 @@ impl Keeper {
                     if since.elapsed() > Duration::from_secs(5) {
                         backoff.reset();
                     }
-                    break;
+                } else {
+                    tracing::debug!(scheduler = address, reason = ended.reason, "no session");
                 }
-                tracing::debug!(scheduler = address, reason = ended.reason, "no session");
+                back = true;
             }
             tokio::select! {
                 () = sleep(backoff.wait()) => {}
-                changed = self.addresses.changed() => if changed.is_err() {
-                    shutdown.cancelled().await;
-                },
-                () = shutdown.cancelled() => return,
+                () = self.unlisted.cancelled() => return,
+                () = self.shutdown.cancelled() => return,
             }
         }
     }
 
-    /// One session from connecting to its end.
-    async fn once(&self, address: &str, generation: u64, live: &watch::Sender<Option<Live>>) -> Ended {
+    /// One session from connecting to its end; `scheduler` becomes the name of who answers.
+    async fn once(&self, generation: u64, back: bool, scheduler: &mut Option<String>) -> Ended {
         let mut host = self.host.clone();
         host.mark_unchanged();
-        match timeout(HELLO_DEADLINE, self.open(address)).await {
+        match timeout(HELLO_DEADLINE, self.open()).await {
             Err(_) => Ended::never("no Welcome in time"),
             Ok(Err(reason)) => Ended::never(&reason),
-            Ok(Ok((outgoing, mut incoming))) => {
-                tracing::info!(scheduler = address, "session up");
-                let up = Live { generation, address: address.to_owned(), outgoing };
-                live.send_replace(Some(up.clone()));
+            Ok(Ok((outgoing, mut incoming, welcome))) => {
+                tracing::info!(scheduler = self.address, "session up");
+                *scheduler = Some(welcome.scheduler_id.clone());
+                let up = Live::new(generation, &self.address, welcome.scheduler_id, outgoing);
+                self.sessions.send_modify(|sessions| sessions.add(up.clone(), back));
+                if let Some(config) = welcome.config {
+                    self.inbox.send((up.clone(), scheduler_message::Message::Config(config))).await.ok();
+                }
                 loop {
                     let message = tokio::select! {
                         message = incoming.next() => message,
@@ -158,7 +123,8 @@ impl Keeper {
                     };
                     match message {
                         Some(Ok(SchedulerMessage { message: Some(message) })) => {
-                            if self.inbox.send(message).await.is_err() {
+                            up.set_silent(false);
+                            if self.inbox.send((up.clone(), message)).await.is_err() {
                                 return Ended::after("the peer is stopping");
                             }
                         }
@@ -173,9 +139,8 @@ impl Keeper {
 
     async fn open(
         &self,
-        address: &str,
-    ) -> Result<(mpsc::Sender<PeerMessage>, tonic::Streaming<SchedulerMessage>), String> {
-        let endpoint = Endpoint::from_shared(address.to_owned())
+    ) -> Result<(mpsc::Sender<PeerMessage>, tonic::Streaming<SchedulerMessage>, Welcome), String> {
+        let endpoint = Endpoint::from_shared(self.address.clone())
             .map_err(|e| e.to_string())?
             .connect_timeout(HELLO_DEADLINE)
             .http2_keep_alive_interval(Duration::from_secs(1))
@@ -203,13 +168,7 @@ impl Keeper {
         let mut incoming = response.into_inner();
         match incoming.next().await {
             Some(Ok(SchedulerMessage { message: Some(scheduler_message::Message::Welcome(welcome)) })) => {
-                if let Some(config) = welcome.config {
-                    self.inbox
-                        .send(scheduler_message::Message::Config(config))
-                        .await
-                        .map_err(|e| e.to_string())?;
-                }
-                Ok((outgoing, incoming))
+                Ok((outgoing, incoming, welcome))
             }
             Some(Err(status)) => Err(status.message().to_owned()),
             other => Err(format!(
@@ -217,6 +176,17 @@ impl Keeper {
                 if other.is_some() { "another message" } else { "nothing" }
             )),
         }
+    }
+
+    async fn leave(&self, generation: u64) {
+        let current = self.sessions.borrow().with(generation);
+        if let Some(current) = current
+            && current.send(peer_message::Message::Leave(Leave {})).await
+        {
+            // Gives the stream a moment to carry it.
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.sessions.send_modify(|sessions| sessions.remove(generation));
     }
 
     fn holdings(&self) -> Vec<Holdings> {
@@ -249,17 +219,6 @@ impl Ended {
     fn after(reason: &str) -> Self {
         Self { was_up: true, reason: reason.to_owned() }
     }
-}
-
-async fn leave(live: &watch::Sender<Option<Live>>) {
-    let current = live.borrow().clone();
-    if let Some(current) = current
-        && current.send(peer_message::Message::Leave(Leave {})).await
-    {
-        // Gives the stream a moment to carry it.
-        sleep(Duration::from_millis(50)).await;
-    }
-    live.send_replace(None);
 }
 
 /// What the scheduler is told of an entry.

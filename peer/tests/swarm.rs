@@ -69,11 +69,11 @@ async fn a_restarted_scheduler_knows_what_peers_hold() {
     let peers = scheduler.peers(2).await;
     assert!(peers[0].read(&id, Some(origin.source("b"))).await.unwrap() == bytes);
     scheduler.stop().await;
-    while peers.iter().any(|peer| peer.peer.scheduler().is_some()) {
+    while peers.iter().any(|peer| !peer.peer.schedulers().is_empty()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     scheduler.run();
-    while peers.iter().any(|peer| peer.peer.scheduler().is_none()) {
+    while peers.iter().any(|peer| peer.peer.schedulers().is_empty()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(peers[1].read(&id, Some(origin.source("b"))).await.unwrap() == bytes);

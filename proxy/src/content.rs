@@ -90,7 +90,7 @@ impl Proxy {
         source: &Source,
         content: &Content,
     ) -> Result<(), Failure> {
-        let alone = self.peer.scheduler().is_none();
+        let alone = self.peer.schedulers().is_empty();
         let granted = timeout(self.config.check_timeout, content.granted(source));
         let checked = self.check(named, caller, source);
         tokio::pin!(checked);

@@ -22,7 +22,6 @@ mod message;
 mod place;
 mod profiles;
 mod progress;
-mod rendezvous;
 mod score;
 mod sessions;
 mod settings;
@@ -154,6 +153,7 @@ impl State {
             Message::LayerWanted { blob, diff_id } => self.layer_wanted(host, blob, diff_id),
             Message::LayerMade { blob, result } => self.layer_made(host, &blob, result),
             Message::LayerWrong(layer) => self.layer_wrong(host, &layer),
+            Message::Moved(task) => self.change(&task, |task, world| task.moved(world, host)),
             Message::ProfileWanted { image } => self.profile_wanted(host, image),
             Message::StartProfile(profile) => self.start_profile(profile),
             Message::Leave => self.leave(host),
@@ -222,6 +222,7 @@ impl State {
                 Timer::Settled => self.settled(),
                 Timer::Unannounced(session) => self.check_announced(session),
                 Timer::HostGone(host) => self.check_gone(host),
+                Timer::TaskSettled(task) => self.change(&task, |_, _| {}),
                 Timer::TaskIdle(task) => self.check_idle(&task),
                 Timer::Lease(task) => self.change(&task, Task::check_leases),
                 Timer::Untold(task) => self.change(&task, Task::tell_untold),

@@ -39,11 +39,16 @@ keepalive.interval = "500ms"
     )
 }
 
-pub(super) fn scheduler(grpc: SocketAddr, admin: SocketAddr, manager: Option<SocketAddr>) -> String {
+pub(super) fn scheduler(
+    name: &str,
+    grpc: SocketAddr,
+    admin: SocketAddr,
+    manager: Option<SocketAddr>,
+) -> String {
     let (manager, log) = (manager_key(manager), log());
     format!(
         r#"listen = "{grpc}"
-name = "scheduler"
+name = "{name}"
 admin.listen = "{admin}"
 {manager}{log}"#
     )

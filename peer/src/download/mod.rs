@@ -11,20 +11,12 @@ mod parents;
 mod scheduling;
 mod whole;
 
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use darter_proto::scheduler::{
-    Digests, Dropped, Failed, Fault, Finished, Parents as ParentsMessage, Progress, Register, TaskInfo,
-    TaskProgress, peer_message::Message as Said, scheduler_message::Message as Heard,
+    Digests, Dropped, Failed, Fault, Finished, Moved, Parents as ParentsMessage, Progress, Register,
+    TaskInfo, TaskProgress, peer_message::Message as Said, scheduler_message::Message as Heard,
 };
 use parking_lot::Mutex;
 use rand::{SeedableRng, rngs::SmallRng};
@@ -47,7 +39,7 @@ use crate::{
     metrics::PeerMetrics,
     origin::{Origin, Source},
     plan::{Claim, Key, Plan},
-    session::Session,
+    schedulers::{Live, Schedulers},
     store::{Entry, Store, StoreError},
     transfer::{ParentEvent, ParentEventKind, Pool, Reading, Refusal, Sources, Subscription, TransferError},
     wire,
@@ -81,11 +73,9 @@ pub(crate) struct Means {
     pub(crate) site: Site,
     /// Whether seed peers show leaves in turns.
     pub(crate) coordinate: bool,
-    pub(crate) session: Session,
+    pub(crate) schedulers: Schedulers,
     pub(crate) metrics: PeerMetrics,
     pub(crate) demand: DemandClock,
-    /// Whether the scheduler left a task unanswered and has said nothing since: nobody else waits for it then.
-    pub(crate) silent: Arc<AtomicBool>,
 }
 
 /// One running task.
@@ -129,9 +119,9 @@ pub(crate) struct DownloadStatus {
     pub(crate) from_origin: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Registered {
-    generation: u64,
+    scheduler: Live,
     at: Instant,
     answered: bool,
 }
@@ -220,7 +210,7 @@ impl Download {
     /// Runs to the end and gives the outcome to the readers.
     pub(crate) async fn run(
         mut self,
-        mut heard: mpsc::Receiver<Heard>,
+        mut heard: mpsc::Receiver<(Live, Heard)>,
         mut demands: mpsc::Receiver<Demand>,
         cancel: CancellationToken,
     ) {
@@ -247,10 +237,10 @@ impl Download {
 
     async fn work(
         &mut self,
-        heard: &mut mpsc::Receiver<Heard>,
+        heard: &mut mpsc::Receiver<(Live, Heard)>,
         demands: &mut mpsc::Receiver<Demand>,
     ) -> Result<(), TaskError> {
-        let mut session = self.means.session.watch();
+        let mut sessions = self.means.schedulers.watch();
         let mut fill = self.shared.fill.subscribe();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -267,7 +257,7 @@ impl Download {
             }
             let digests_due = self.announced + self.digest_pause();
             tokio::select! {
-                Some(message) = heard.recv() => self.on_scheduler(message).await?,
+                Some((from, message)) = heard.recv() => self.on_scheduler(from, message).await?,
                 Some(event) = self.events.1.recv() => self.on_parent(event),
                 Some(news) = self.news.1.recv() => self.on_news(news),
                 Some(done) = self.jobs.join_next() => self.on_done(done.map_err(|_| TaskError::Cancelled)?)?,
@@ -276,7 +266,7 @@ impl Download {
                     let class = *fill.borrow_and_update();
                     self.on_fill(class);
                 }
-                Ok(()) = session.changed() => self.register().await,
+                Ok(()) = sessions.changed() => self.register().await,
                 () = sleep_until(digests_due), if !self.fresh_digests.is_empty() => {
                     self.announce().await;
                 }
@@ -291,6 +281,7 @@ impl Download {
         } else if self.unwanted.get_or_insert_with(Instant::now).elapsed() > LINGER {
             return Err(TaskError::Cancelled);
         }
+        self.register().await;
         self.connect_parents();
         self.passed_check();
         if self.reported.elapsed() >= REPORT {
@@ -332,20 +323,25 @@ impl Download {
         Ok(())
     }
 
-    /// Whether nobody can grant a lease: no scheduler, or one that does not answer.
+    /// Whether nobody can grant a lease: no scheduler, or none that answers.
     fn is_alone(&self, idle: bool) -> bool {
-        match (self.registered, self.means.session.live()) {
-            (None, None) => true,
-            (Some(_), None) => idle && self.session_lost.is_some_and(|lost| lost.elapsed() > ALONE_AFTER),
-            (Some(registered), Some(_)) => {
-                let late = !registered.answered && registered.at.elapsed() > ANSWER_DEADLINE;
-                if late {
-                    self.means.silent.store(true, Ordering::Relaxed);
-                }
-                late || (!registered.answered && self.means.silent.load(Ordering::Relaxed))
-            }
-            (None, Some(_)) => false,
+        let Some(registered) = &self.registered else { return self.scheduler().is_none() };
+        let asked = &registered.scheduler;
+        if !registered.answered && registered.at.elapsed() > ANSWER_DEADLINE {
+            asked.set_silent(true);
         }
+        match self.scheduler() {
+            None => idle && self.session_lost.is_some_and(|lost| lost.elapsed() > ALONE_AFTER),
+            Some(scheduler) => {
+                // Otherwise it goes to that one now.
+                scheduler.generation == asked.generation && !registered.answered && asked.is_silent()
+            }
+        }
+    }
+
+    /// The scheduler that the task belongs to.
+    fn scheduler(&self) -> Option<Live> {
+        self.means.schedulers.of(self.shared.id.as_str())
     }
 
     fn start_fetch(&mut self, source: Source) {

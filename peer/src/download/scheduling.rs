@@ -3,36 +3,46 @@
 use super::*;
 
 impl Download {
-    /// Tells a new session about this task.
+    /// Tells the scheduler that the task belongs to about it, unless it knows.
     pub(super) async fn register(&mut self) {
-        let Some(live) = self.means.session.live() else {
+        let Some(scheduler) = self.scheduler() else {
             self.session_lost.get_or_insert_with(Instant::now);
             return;
         };
-        if self.registered.is_some_and(|registered| registered.generation == live.generation) {
+        let known = |registered: &&Registered| registered.scheduler.generation == scheduler.generation;
+        if self.registered.as_ref().is_some_and(|registered| known(&registered)) {
             return;
         }
         self.session_lost = None;
-        self.registered =
-            Some(Registered { generation: live.generation, at: Instant::now(), answered: false });
+        let registered = Registered { scheduler: scheduler.clone(), at: Instant::now(), answered: false };
+        let before = self.registered.replace(registered).map(|registered| registered.scheduler);
+        let before = before.filter(|before| before.scheduler != scheduler.scheduler);
+        if let Some(before) = &before {
+            before.send(Said::Moved(Moved { task: self.shared.id.to_string() })).await;
+        }
         let register = Register {
             task: Some(wire::task_to_proto(&self.shared.id, self.shared.source.as_ref())),
             held: self.plan.as_ref().map_or(0, |plan| plan.held().count()),
             class: self.class as u32,
             digests_known: self.shared.id.digest().is_none() && self.shared.source.is_none(),
             from_origin: self.leased || self.back_to_source == BackToSource::Running,
+            moved: before.is_some() || self.means.schedulers.shifted_lately(),
         };
-        live.send(Said::Register(register)).await;
+        scheduler.send(Said::Register(register)).await;
         if self.back_to_source == BackToSource::Running {
             self.tell_again();
         }
     }
 
-    pub(super) async fn on_scheduler(&mut self, message: Heard) -> Result<(), TaskError> {
-        if let Some(registered) = &mut self.registered {
-            registered.answered = true;
+    pub(super) async fn on_scheduler(&mut self, from: Live, message: Heard) -> Result<(), TaskError> {
+        match &mut self.registered {
+            Some(registered) if registered.scheduler.generation == from.generation => {
+                registered.answered = true;
+            }
+            // From one that the task does not belong to any more. What is wrong is wrong, whoever says it.
+            _ if !matches!(message, Heard::Discard(_)) => return Ok(()),
+            _ => {}
         }
-        self.means.silent.store(false, Ordering::Relaxed);
         match message {
             Heard::TaskInfo(info) => self.on_info(&info).await?,
             Heard::Parents(parents) => self.on_parents(parents),
@@ -185,18 +195,26 @@ impl Download {
         }
     }
 
+    /// All schedulers are told: whichever is asked for the content later knows that it is here.
     pub(super) async fn say_finished(&self) {
         let task = self.shared.id.to_string();
-        if self.is_unkept() {
-            self.say(Said::Dropped(Dropped { tasks: vec![task] })).await;
+        let message = if self.is_unkept() {
+            Said::Dropped(Dropped { tasks: vec![task] })
         } else if let Some(geometry) = self.geometry() {
-            self.say(Said::Finished(Finished { task, length: geometry.len(), leaves: geometry.leaves() }))
-                .await;
-        }
+            Said::Finished(Finished { task, length: geometry.len(), leaves: geometry.leaves() })
+        } else {
+            return;
+        };
+        self.means.schedulers.tell_all(&message).await;
     }
 
     pub(super) async fn say(&self, message: Said) {
-        if !self.means.session.send(message).await {
+        let scheduler = self.registered.as_ref().map(|registered| &registered.scheduler);
+        let told = match scheduler {
+            Some(scheduler) => scheduler.send(message).await,
+            None => false,
+        };
+        if !told {
             tracing::trace!(task = %self.shared.id, "not told: no session");
         }
     }

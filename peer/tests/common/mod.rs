@@ -15,6 +15,7 @@ use std::{
 use darter_peer::{
     Class, Config, Content, Digest, LayerMaker, Peer, TaskError, TaskId, Want, origin::Source,
 };
+use darter_proto::scheduler::{StatusReply, StatusRequest, scheduler_client::SchedulerClient};
 use darter_service::Registry;
 use futures_util::TryStreamExt;
 use tempfile::TempDir;
@@ -214,6 +215,17 @@ impl Scheduler {
         }
     }
 
+    /// Where peers find it.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// What it knows.
+    pub(crate) async fn status(&self) -> StatusReply {
+        let mut client = SchedulerClient::connect(self.url()).await.unwrap();
+        client.status(StatusRequest {}).await.unwrap().into_inner()
+    }
+
     pub(crate) async fn peer(&self, seed: bool) -> Node {
         self.peer_with(|config| config.seed = seed).await
     }
@@ -228,13 +240,13 @@ impl Scheduler {
     }
 
     async fn start_peer(&self, maker: Option<Arc<dyn LayerMaker>>, change: impl FnOnce(&mut Config)) -> Node {
-        let url = format!("http://{}", self.address);
+        let url = self.url();
         let node = Node::start_making(TempDir::new().unwrap(), maker, |config| {
             config.scheduler.addresses = vec![url];
             change(config);
         })
         .await;
-        while node.peer.scheduler().is_none() {
+        while node.peer.schedulers().is_empty() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         node

@@ -105,7 +105,7 @@ impl Peer {
 fn wants(held: u32, from_origin: bool) -> Said {
     let source = Some(Source { url: "http://origin/".into(), headers: vec![] });
     let task = Some(Task { id: TASK.into(), source });
-    Said::Register(Register { task, held, class: 1, digests_known: false, from_origin })
+    Said::Register(Register { task, held, class: 1, digests_known: false, from_origin, moved: false })
 }
 
 fn digests(first: u32, count: usize) -> Said {

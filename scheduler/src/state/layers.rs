@@ -6,6 +6,7 @@ use std::{
 };
 
 use darter_proto::scheduler::{self as proto, failure::Kind, scheduler_message as says};
+use darter_service::rendezvous::weight;
 use indexmap::{IndexMap, IndexSet};
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     hosts::Hosts,
     ids::{HostKey, TaskId},
     message::{Descriptor, Source, Wanted},
-    rendezvous::weight,
     timers::Timer,
     world::failure,
 };
@@ -195,7 +195,8 @@ impl State {
     fn make_layer(&mut self, blob: &TaskId) {
         let Some(making) = self.layers.making.get_mut(blob) else { return };
         let untried = self.world.hosts.seeds(self.world.now).filter(|(key, _)| !making.tried.contains(key));
-        let seed = untried.max_by_key(|(_, host)| weight(blob, &host.id)).map(|(key, _)| key);
+        let seed =
+            untried.max_by_key(|(_, host)| weight(blob.as_str(), host.id.as_str())).map(|(key, _)| key);
         let Some(seed) = seed else {
             if self.world.is_settled() {
                 let none = || failure(Kind::NotFound, "there is no seed peer to make the layer");

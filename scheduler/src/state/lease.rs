@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use darter_proto::scheduler::{self as proto, failure::Kind, scheduler_message as says};
+use darter_service::rendezvous::weight;
 
 use super::{
     event::Note,
     ids::{HostKey, SessionId},
     members::Phase,
-    rendezvous::weight,
     task::Task,
     time::Time,
     timers::Timer,
@@ -66,7 +66,7 @@ impl Task {
     /// there is nobody.
     pub(super) fn ensure_source(&mut self, world: &mut World) {
         let wanted = self.peers.running().len() > 0;
-        if !wanted || self.is_fetched() || self.is_held(world, None) || !world.is_settled() {
+        if !wanted || self.is_fetched() || self.is_held(world, None) || !self.is_settled(world) {
             return;
         }
         match self.next_holder(world) {
@@ -175,7 +175,7 @@ impl Task {
     /// A child gets nothing although others hold the task: it may fetch by itself, if nobody does.
     pub(super) fn grant_to_child(&mut self, world: &mut World, child: HostKey) {
         let may = self.peers.get(child).is_some_and(|peer| peer.may_fetch);
-        if may && !self.is_fetched() && world.is_settled() && !self.was_tried(child) {
+        if may && !self.is_fetched() && self.is_settled(world) && !self.was_tried(child) {
             self.grant(world, child);
         }
     }
@@ -269,14 +269,14 @@ impl Task {
     fn next_seed(&self, world: &World) -> Option<HostKey> {
         let may = |key| !self.was_tried(key) && !self.silent.contains(&key);
         let untried = world.hosts.seeds(world.now).filter(|(key, _)| may(*key));
-        untried.max_by_key(|(_, host)| weight(&self.id, &host.id)).map(|(key, _)| key)
+        untried.max_by_key(|(_, host)| weight(self.id.as_str(), host.id.as_str())).map(|(key, _)| key)
     }
 
     fn next_registered(&self, world: &World) -> Option<HostKey> {
         let eligible = self.peers.running().filter_map(|key| {
             let peer = self.peers.get(key).filter(|peer| peer.may_fetch)?;
             let host = world.hosts.get(key).filter(|host| host.is_available(world.now))?;
-            (!self.was_tried(key)).then(|| (peer.held, weight(&self.id, &host.id), key))
+            (!self.was_tried(key)).then(|| (peer.held, weight(self.id.as_str(), host.id.as_str()), key))
         });
         eligible.max().map(|(_, _, key)| key)
     }

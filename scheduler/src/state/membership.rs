@@ -14,7 +14,11 @@ use super::{
 impl Task {
     /// A host wants the task.
     pub(super) fn register(&mut self, world: &mut World, host: HostKey, register: Register) {
-        let Register { task, held, class, digests_known, from_origin } = register;
+        let Register { task, held, class, digests_known, from_origin, moved } = register;
+        // The first one of many: the others must not put it off.
+        if moved && self.peers.running().len() == 0 {
+            self.unsettle(world);
+        }
         let request = task.source.as_ref().map(Source::fingerprint);
         self.source = task.source.or_else(|| self.source.take());
         let held = self.at_most_all(held);
@@ -99,6 +103,15 @@ impl Task {
         if !self.verified && !self.is_fetched() {
             self.discard(world, host, "the whole does not have the digest that it is named by");
         }
+    }
+
+    /// A host goes on under another scheduler; the others will, unless they cannot reach it.
+    pub(super) fn moved(&mut self, world: &mut World, host: HostKey) {
+        if self.is_leased(host) {
+            self.lease_abandoned(world, host, "it went to another scheduler");
+            self.unsettle(world);
+        }
+        self.stop(world, host);
     }
 
     /// A host holds the task no longer.

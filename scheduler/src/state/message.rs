@@ -40,6 +40,7 @@ pub(super) enum Message {
     LayerWanted { blob: Wanted, diff_id: String },
     LayerMade { blob: TaskId, result: Result<Descriptor, proto::Failure> },
     LayerWrong(Descriptor),
+    Moved(TaskId),
     ProfileWanted { image: String },
     StartProfile(proto::StartProfile),
     Leave,
@@ -66,6 +67,7 @@ pub(super) struct Register {
     pub(super) class: Class,
     pub(super) digests_known: bool,
     pub(super) from_origin: bool,
+    pub(super) moved: bool,
 }
 
 /// A task, and its origin if it has one.
@@ -185,6 +187,7 @@ impl TryFrom<proto::PeerMessage> for Message {
                 let layer = m.layer.ok_or(Invalid::Missing { what: "the layer" })?;
                 Self::LayerWrong(Descriptor::parse(layer)?)
             }
+            said::Message::Moved(m) => Self::Moved(task_id(&m.task)?),
             said::Message::ProfileWanted(m) => Self::ProfileWanted { image: image(m.image)? },
             said::Message::StartProfile(m) => Self::StartProfile(profile(m)?),
             said::Message::Leave(_) => Self::Leave,
@@ -212,7 +215,7 @@ fn holding(message: proto::Holding) -> Result<Holding, Invalid> {
 }
 
 fn register(message: proto::Register) -> Result<Register, Invalid> {
-    let proto::Register { task, held, class, digests_known, from_origin } = message;
+    let proto::Register { task, held, class, digests_known, from_origin, moved } = message;
     let class = match class {
         0 => Class::Demand,
         1 => Class::Stream,
@@ -220,7 +223,7 @@ fn register(message: proto::Register) -> Result<Register, Invalid> {
         3 => Class::Background,
         other => return Err(value("the class", &other.to_string())),
     };
-    Ok(Register { task: wanted(task)?, held, class, digests_known, from_origin })
+    Ok(Register { task: wanted(task)?, held, class, digests_known, from_origin, moved })
 }
 
 fn progress(message: proto::TaskProgress) -> Result<Progress, Invalid> {

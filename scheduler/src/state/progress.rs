@@ -138,7 +138,7 @@ impl Task {
         } else {
             self.rotate(world, child);
         }
-        if self.is_fetched() || !world.is_settled() {
+        if self.is_fetched() || !self.is_settled(world) {
             return;
         }
         let held = self.is_held(world, Some(child)) && strikes < STRIKES_TO_DOUBT;

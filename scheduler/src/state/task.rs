@@ -13,6 +13,7 @@ use super::{
     members::{Members, Peer, Phase},
     message::{Shape, Source},
     place::Place,
+    time::Time,
     timers::Timer,
     world::World,
 };
@@ -47,6 +48,8 @@ pub(super) struct Task {
     /// Whether a reminder is under way: of the lease, of being idle.
     pub(super) watched: bool,
     idle_watched: bool,
+    /// Until then those who have a part in it may still be on their way here from another scheduler, or from here there.
+    settles_at: Time,
 }
 
 /// Work that waits for the end of an event, when all of its consequences are known.
@@ -78,6 +81,7 @@ impl Task {
             pending: Pending::default(),
             watched: false,
             idle_watched: false,
+            settles_at: Time::default(),
         }
     }
 
@@ -122,6 +126,19 @@ impl Task {
             self.leave_claims(world, host, &place);
         }
         Some(self.peers.set_phase(host, &place, phase))
+    }
+
+    /// Whether all who have a part in the task have had the time to come here. Until then nobody is sent to the origin:
+    /// the one who reads it already may come.
+    pub(super) fn is_settled(&self, world: &World) -> bool {
+        world.is_settled() && world.now >= self.settles_at
+    }
+
+    /// The task is on its way from one scheduler to another.
+    pub(super) fn unsettle(&mut self, world: &mut World) {
+        let wait = world.settings.settle_time;
+        self.settles_at = world.now.after(wait);
+        world.remind_in(wait, Timer::TaskSettled(self.id.clone()));
     }
 
     /// Takes a host out: it is nobody's parent or child here any more. Its lease is another matter.

@@ -16,6 +16,8 @@ pub(super) enum Timer {
     Unannounced(SessionId),
     /// A host without a session may be forgotten.
     HostGone(HostKey),
+    /// Those who have a part in a task have had their time to come here from another scheduler.
+    TaskSettled(TaskId),
     /// A task without peers may be forgotten.
     TaskIdle(TaskId),
     /// The lease holders of a task should have shown progress.

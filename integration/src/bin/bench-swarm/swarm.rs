@@ -287,7 +287,7 @@ impl Peer {
     async fn until_scheduled(&mut self) -> Result<()> {
         let control = self.control.clone();
         let scheduled =
-            async || darter::status(&control).await.is_ok_and(|status| !status.scheduler.is_empty());
+            async || darter::status(&control).await.is_ok_and(|status| !status.schedulers.is_empty());
         self.process.until("the scheduler knew it", scheduled).await
     }
 }

@@ -191,6 +191,7 @@ impl Peer {
             held: 0,
             class: 1,
             digests_known: false,
+            moved: false,
             from_origin: false,
         })
     }

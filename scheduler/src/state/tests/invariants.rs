@@ -66,7 +66,7 @@ fn check_task(state: &State, task: &Task) {
     );
     let waits = task.peers.running().len() > 0 && !task.is_fetched() && !task.is_held(&state.world, None);
     let may = task.peers.running().any(|host| task.peers.get(host).is_some_and(|peer| peer.may_fetch));
-    if waits && may && state.world.is_settled() && task.leases.is_empty() {
+    if waits && may && task.is_settled(&state.world) && task.leases.is_empty() {
         panic!("{id}: wanted, and nobody fetches it");
     }
 }

@@ -88,11 +88,13 @@ fn digests() -> impl Strategy<Value = said::Message> {
 }
 
 fn message() -> impl Strategy<Value = said::Message> {
-    let register = (task(), held(), 0..5u32, any::<bool>(), any::<bool>()).prop_map(
-        |(task, held, class, digests_known, from_origin)| {
-            said::Message::Register(proto::Register { task, held, class, digests_known, from_origin })
+    let register = (task(), held(), 0..5u32, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(task, held, class, digests_known, from_origin, moved)| {
+            let register = proto::Register { task, held, class, digests_known, from_origin, moved };
+            said::Message::Register(register)
         },
     );
+    let moved = id().prop_map(|task| said::Message::Moved(proto::Moved { task }));
     let progress = proptest::collection::vec(task_progress(), 0..3);
     let progress = progress.prop_map(|tasks| said::Message::Progress(proto::Progress { tasks }));
     let finished = (id(), shape()).prop_map(|(task, (length, leaves))| {
@@ -121,6 +123,7 @@ fn message() -> impl Strategy<Value = said::Message> {
         3 => finished,
         3 => failed,
         1 => dropped,
+        1 => moved,
         1 => wanted,
         1 => made,
         1 => Just(said::Message::Leave(proto::Leave {})),

@@ -93,3 +93,43 @@ fn a_peers_part_in_a_task_is_small() {
     let links = 16 * (size_of::<members::Link>() + size_of::<HostKey>());
     assert!(size_of::<members::Peer>() + links < 800);
 }
+
+#[test]
+fn a_task_that_comes_from_another_scheduler_waits_for_who_fetches_it() {
+    let mut driver = Driver::new();
+    let peers = ["a", "b", "c"].map(|id| driver.peer(id));
+    let moved = || proto::Register { moved: true, ..register() };
+    driver.say(peers[0], said::Message::Register(moved()));
+    driver.pass(1000);
+    driver.say(peers[1], said::Message::Register(moved()));
+    driver.pass(900);
+    assert!(driver.leased(&peers).is_empty(), "who fetches it may be on its way");
+    driver.say(peers[2], said::Message::Register(proto::Register { from_origin: true, ..moved() }));
+    driver.pass(1000);
+    assert!(driver.leased(&peers).is_empty(), "it came");
+}
+
+#[test]
+fn nobody_waits_long_for_one_that_does_not_come_from_another_scheduler() {
+    let mut driver = Driver::new();
+    let peers = ["a", "b"].map(|id| driver.peer(id));
+    let moved = said::Message::Register(proto::Register { moved: true, ..register() });
+    driver.say(peers[0], moved.clone());
+    driver.pass(1500);
+    driver.say(peers[1], moved);
+    driver.pass(600);
+    assert_eq!(driver.leased(&peers).len(), 1, "late ones do not put it off");
+}
+
+#[test]
+fn who_goes_to_another_scheduler_takes_its_lease_along() {
+    let mut driver = Driver::new();
+    let peers = ["a", "b"].map(|id| driver.peer(id));
+    peers.into_iter().for_each(|peer| driver.say(peer, wants()));
+    assert_eq!(driver.leased(&peers), [peers[0]]);
+    driver.say(peers[0], said::Message::Moved(proto::Moved { task: TASK.into() }));
+    driver.pass(1900);
+    assert!(driver.leased(&peers).is_empty(), "the other one will follow");
+    driver.pass(200);
+    assert_eq!(driver.leased(&peers), [peers[1]], "it did not");
+}

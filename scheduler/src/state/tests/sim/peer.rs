@@ -101,7 +101,8 @@ impl Peer {
             let source = proto::Source { url: "http://origin/".into(), headers: vec![] };
             let task = Some(proto::Task { id: TASK.into(), source: Some(source) });
             let (class, from_origin) = (1, self.leased);
-            let register = proto::Register { task, held, class, digests_known: false, from_origin };
+            let register =
+                proto::Register { task, held, class, digests_known: false, from_origin, moved: false };
             greeting.push(said::Message::Register(register));
         }
         greeting
