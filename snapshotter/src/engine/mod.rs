@@ -34,7 +34,7 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn start_profile<'a>(&'a self, image: &'a Digest) -> BoxFuture<'a, Option<Bytes>>;
     /// Tells the others what a start of the image with this chainID read.
     fn share_start_profile<'a>(&'a self, image: &'a Digest, profile: Bytes) -> BoxFuture<'a, ()>;
-    /// A published layer does not have its diffID: nothing of it may be used again, and its maker is to be blamed.
+    /// A published layer is not what its image says: nothing of it may be used again, and its maker is to be blamed.
     fn blame<'a>(&'a self, layer: &'a LayerDescriptor) -> BoxFuture<'a, Result<(), TaskError>>;
 }
 
