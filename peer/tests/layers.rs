@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io::Read, sync::Arc};
 
 use common::{Faults, Node, Origin, Scheduler, blob};
 use darter_peer::{
-    Class, Digest, LayerMaker, LayerWant, LeafSink, LeafTable, MadeLayer, MakeError, TaskError,
+    Class, Digest, Layer, LayerMaker, LayerWant, LeafSink, LeafTable, MadeLayer, MakeError, TaskError,
     digest::leaf_digest, layer::LeafEntry,
 };
 
@@ -17,8 +17,15 @@ const LEAF_LEN: usize = 100_000;
 
 /// Takes the blob for the raw tar, and its first bytes for the index.
 struct Cutting {
-    /// The second leaf is not what the blob has there.
-    wrong: bool,
+    lie: Option<Lie>,
+}
+
+/// What is not made of the blob as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lie {
+    /// The second leaf.
+    Leaf,
+    Index,
 }
 
 impl LayerMaker for Cutting {
@@ -26,7 +33,7 @@ impl LayerMaker for Cutting {
         let mut raw = Vec::new();
         blob.read_to_end(&mut raw)?;
         let diff_id = Digest::sha256(&raw);
-        if self.wrong {
+        if self.lie == Some(Lie::Leaf) {
             raw[LEAF_LEN] ^= 1;
         }
         let mut entries = Vec::new();
@@ -36,7 +43,10 @@ impl LayerMaker for Cutting {
             entries.push(LeafEntry { raw_len: len, stored_len: len, digest: leaf_digest(leaf) });
         }
         let table = LeafTable::new(entries).map_err(|error| MakeError::Refused(error.to_string()))?;
-        let index = raw[..1000].to_vec();
+        let mut index = raw[..1000].to_vec();
+        if self.lie == Some(Lie::Index) {
+            index[0] ^= 1;
+        }
         Ok(MadeLayer { diff_id, raw_len: raw.len() as u64, index, table })
     }
 }
@@ -45,7 +55,7 @@ impl LayerMaker for Cutting {
 async fn start(faults: Faults) -> (Node, Origin, LayerWant, Vec<u8>) {
     let (origin, want, bytes) = origin(faults).await;
     let node =
-        Node::start_making(tempfile::tempdir().unwrap(), Some(Arc::new(Cutting { wrong: false })), |_| {})
+        Node::start_making(tempfile::tempdir().unwrap(), Some(Arc::new(Cutting { lie: None })), |_| {})
             .await;
     (node, origin, want, bytes)
 }
@@ -98,18 +108,31 @@ async fn a_blob_without_its_digest_does_not_become_a_layer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_layer_is_made_anew_and_goes_from_its_maker_when_two_have_found_out() {
+    made_anew(Lie::Leaf).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_is_one_whose_index_alone_is_wrong() {
+    made_anew(Lie::Index).await;
+}
+
+async fn made_anew(lie: Lie) {
     let (_origin, want, bytes) = origin(Faults::default()).await;
+    let is_right = async |layer: &Layer| {
+        let second = layer.leaves.leaf(1, Class::Demand).await.unwrap();
+        (second == bytes[LEAF_LEN..2 * LEAF_LEN], layer.index == bytes[..1000])
+    };
     let scheduler = Scheduler::start().await;
-    let seed = scheduler.maker(Arc::new(Cutting { wrong: true }), true).await;
+    let seed = scheduler.maker(Arc::new(Cutting { lie: Some(lie) }), true).await;
     for _ in 0..2 {
-        let node = scheduler.maker(Arc::new(Cutting { wrong: false }), false).await;
+        let node = scheduler.maker(Arc::new(Cutting { lie: None }), false).await;
         let wrong = node.peer.layer(want.clone()).await.unwrap();
-        assert_ne!(wrong.leaves.leaf(1, Class::Demand).await.unwrap(), bytes[LEAF_LEN..2 * LEAF_LEN]);
+        assert_eq!(is_right(&wrong).await, (lie != Lie::Leaf, lie != Lie::Index));
         assert!(seed.peer.store().layer(&want.blob).is_some(), "one node alone is not believed");
         node.peer.blame_layer(&wrong.descriptor).await.unwrap();
         assert!(node.peer.local_layer(&want.blob).await.is_none());
         let right = node.peer.layer(want.clone()).await.unwrap();
-        assert_eq!(right.leaves.leaf(1, Class::Demand).await.unwrap(), bytes[LEAF_LEN..2 * LEAF_LEN]);
+        assert_eq!(is_right(&right).await, (true, true));
         node.stop().await;
     }
     while seed.peer.store().layer(&want.blob).is_some() {

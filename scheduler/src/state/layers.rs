@@ -122,7 +122,7 @@ impl State {
         if known.accusers.len() < WITNESSES {
             return;
         }
-        let reason = format!("{} hosts found that it does not have its diff id", known.accusers.len());
+        let reason = format!("{} hosts found that it is not what its image says", known.accusers.len());
         let maker = known.holders.iter().copied().find(|holder| self.world.hosts.is_seed(*holder));
         for holder in std::mem::take(&mut known.holders) {
             without_layer(&mut self.world.hosts, holder, &descriptor.blob);
