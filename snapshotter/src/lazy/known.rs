@@ -75,11 +75,19 @@ impl Known {
         Arc::strong_count(&layer.hold) == 1 && by_id.remove(&layer.id).is_some()
     }
 
-    /// Takes a wrong layer out, whoever holds it: from here on nobody gets it, nor anything of it.
-    pub(super) fn discard(&self, layer: &LazyLayer) {
+    /// Takes a wrong layer out, whoever holds it: from here on nobody gets it, nor anything of it. False if it was not
+    /// there any more.
+    pub(super) fn discard(&self, layer: &Arc<LazyLayer>) -> bool {
         self.wrong.lock().put(layer.id, ());
         layer.discard();
-        self.by_id.write().remove(&layer.id);
+        self.remove(layer)
+    }
+
+    /// Takes a layer out, whoever holds it; false if it was not there any more.
+    pub(super) fn remove(&self, layer: &Arc<LazyLayer>) -> bool {
+        let mut by_id = self.by_id.write();
+        let is_there = by_id.get(&layer.id).is_some_and(|there| Arc::ptr_eq(there, layer));
+        is_there && by_id.remove(&layer.id).is_some()
     }
 
     /// Whether this layer was discarded.

@@ -85,6 +85,8 @@ pub(super) struct LazyLayer {
     foreseen: AtomicBool,
     last_failure: Mutex<Option<String>>,
     discarded: AtomicBool,
+    /// Another layer is published in its place.
+    replaced: AtomicBool,
     /// Starts that note what is read, with the layer's number in each.
     recordings: Mutex<Vec<(u16, Weak<Recording>)>>,
 }
@@ -94,7 +96,7 @@ type Fetch = BoxFuture<'static, Result<Bytes, ReadError>>;
 /// Why a layer cannot be read.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum ReadError {
-    #[error("the layer was discarded, because it is not what its image says")]
+    #[error("the layer was discarded, because it is not what its image says, or another one took its place")]
     Discarded,
     #[error("leaf {0} does not decode: {1}")]
     Decode(u32, String),
@@ -168,6 +170,7 @@ impl LazyLayer {
             foreseen: AtomicBool::new(false),
             last_failure: Mutex::default(),
             discarded: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
             recordings: Mutex::default(),
         })
     }
@@ -343,6 +346,11 @@ impl LazyLayer {
         if self.discarded.load(Ordering::Relaxed) { Err(ReadError::Discarded) } else { Ok(()) }
     }
 
+    /// Whether its leaves cannot be had any more, because another layer with its diffID is published now.
+    pub(super) fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
     /// Why the last fetch failed, for the log.
     pub(super) fn last_failure(&self) -> String {
         self.last_failure.lock().clone().unwrap_or_else(|| "nothing arrived".into())
@@ -437,6 +445,7 @@ impl LazyLayer {
 
     fn checked(&self, open: OpenLayer) -> Result<OpenLayer, TaskError> {
         if !self.fits(&open) {
+            self.replaced.store(true, Ordering::Relaxed);
             return Err(TaskError::Local(
                 "the layer is published with other leaves than the mounted ones".into(),
             ));

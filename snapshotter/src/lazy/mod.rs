@@ -390,13 +390,31 @@ impl Layers {
     /// errors for the rest: the layer that takes its place has another id.
     async fn discard(&self, layer: &Arc<LazyLayer>, why: Wrong) {
         error!(layer = %layer.reference.diff_id, %why, "the layer is wrong and is discarded");
-        self.known.discard(layer);
+        let was_known = self.known.discard(layer);
         // Nobody puts another one in its place before it is out of the way.
         let _changing = self.changing.lock().await;
-        let notifier = self.fuse.lock().as_ref().map(FuseMount::notifier);
         if let Err(error) = self.engine.blame(&layer.descriptor).await {
             warn!(layer = %layer.reference.diff_id, %error, "the layer's maker is not blamed");
         }
+        if was_known {
+            self.take_away(layer).await;
+        }
+    }
+
+    /// Takes a layer out of service that cannot be completed any more because another one is published in its place. It
+    /// is not known which of the two is wrong.
+    async fn make_way(&self, layer: &Arc<LazyLayer>) {
+        let _changing = self.changing.lock().await;
+        if self.known.remove(layer) {
+            warn!(layer = %layer.reference.diff_id, "the layer makes way for another one with its diffID");
+            layer.discard();
+            self.take_away(layer).await;
+        }
+    }
+
+    /// Has the kernel forget a layer that is not known any more, and deletes it.
+    async fn take_away(&self, layer: &Arc<LazyLayer>) {
+        let notifier = self.fuse.lock().as_ref().map(FuseMount::notifier);
         let wrong = layer.clone();
         let discarded = blocking("discarding the layer", move || {
             let invalidated = notifier.map_or(Ok(()), |notifier| fuse::invalidate(&notifier, &wrong));

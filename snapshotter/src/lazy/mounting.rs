@@ -48,9 +48,14 @@ impl Layers {
     }
 
     async fn mount_now(self: &Arc<Self>, reference: &LayerRef, fill: bool) -> Result<PathBuf, LazyError> {
-        let layer = match self.known.get(&reference.diff_id).filter(|layer| layer.check().is_ok()) {
-            Some(layer) => layer,
-            None => self.recover(reference).await?,
+        let layer = match self.known.get(&reference.diff_id) {
+            Some(layer) if !layer.is_replaced() => layer,
+            replaced => {
+                if let Some(replaced) = replaced {
+                    self.make_way(&replaced).await;
+                }
+                self.recover(reference).await?
+            }
         };
         let _mounting = layer.mounting.lock().await;
         let (device, tree) = {

@@ -85,6 +85,9 @@ pub(super) struct GatedLeaves {
     open: watch::Receiver<bool>,
 }
 
+/// Leaves that nobody has any more.
+pub(super) struct NoLeaves;
+
 impl Home {
     pub(super) fn new() -> Self {
         Self::with(MountKind::Auto)
@@ -422,4 +425,12 @@ impl Leaves for GatedLeaves {
     fn fill(&self) {
         self.leaves.fill();
     }
+}
+
+impl Leaves for NoLeaves {
+    fn leaf(&self, leaf: u32, _: Class) -> BoxFuture<'_, Result<Bytes, TaskError>> {
+        Box::pin(async move { Err(TaskError::Unreachable(format!("nobody has leaf {leaf}"))) })
+    }
+
+    fn fill(&self) {}
 }

@@ -16,7 +16,7 @@ use darter_peer::{Digest, LayerDescriptor};
 use rustix::fs::{FileType, Mode, XattrFlags, lsetxattr, mknodat};
 
 use super::{
-    harness::{Daemon, FakePeer, Home, code},
+    harness::{Daemon, FakePeer, Home, NoLeaves, code},
     image::{Image, layer, mounted, noise, read},
 };
 use crate::{
@@ -58,6 +58,7 @@ with_both_mounts! {
     usage_is_what_removing_a_layer_frees,
     a_layer_whose_content_is_wrong_is_discarded,
     a_layer_whose_index_is_wrong_is_discarded,
+    a_layer_that_cannot_be_completed_makes_way_for_what_is_published_now,
     containers_on_a_wrong_layer_never_see_the_right_one,
     a_start_detaches_what_a_killed_run_left_mounted,
     layers_without_snapshots_are_removed_and_damaged_ones_are_gotten_again,
@@ -516,6 +517,36 @@ async fn until_blamed(peer: &FakePeer) {
 fn published_as(of: &OpenLayer, layer: &OpenLayer) -> LayerDescriptor {
     let LayerDescriptor { blob, diff_id, .. } = of.descriptor.clone();
     LayerDescriptor { blob, diff_id, ..layer.descriptor.clone() }
+}
+
+async fn a_layer_that_cannot_be_completed_makes_way_for_what_is_published_now(home: Home) {
+    let right = layer(&[("file", b"right")]);
+    let withdrawn = layer(&[("file", b"wrong")]);
+    let descriptor = published_as(&right, &withdrawn);
+    let withdrawn = OpenLayer { descriptor, leaves: Arc::new(NoLeaves), ..withdrawn };
+    let peer = Arc::new(FakePeer::default());
+    let image = Image::publish(&peer, vec![withdrawn]);
+    let config = Config { read_timeout: Duration::from_millis(300), ..home.config() };
+    let daemon = Daemon::start(&config, peer.clone()).await;
+    let top = image.pull(&daemon).await;
+    let running = mounted(&home, daemon.prepare("running", &top).await).await;
+    peer.put_layer(right);
+    // It takes a read, or the filling, to find out.
+    let new = loop {
+        let new = mounted(&home, daemon.view("new", &top).await).await;
+        match read(new.path().join("file")).await {
+            Ok(content) => {
+                assert_eq!(content, b"right");
+                break new;
+            }
+            Err(_) => daemon.remove("new").await.unwrap(),
+        }
+    };
+    assert!(peer.blamed.lock().is_empty(), "nobody knows which one is wrong");
+    let error = read(running.path().join("file")).await.unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    drop((running, new));
+    daemon.stop().await;
 }
 
 async fn containers_on_a_wrong_layer_never_see_the_right_one(home: Home) {
