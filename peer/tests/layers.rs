@@ -55,8 +55,7 @@ impl LayerMaker for Cutting {
 async fn start(faults: Faults) -> (Node, Origin, LayerWant, Vec<u8>) {
     let (origin, want, bytes) = origin(faults).await;
     let node =
-        Node::start_making(tempfile::tempdir().unwrap(), Some(Arc::new(Cutting { lie: None })), |_| {})
-            .await;
+        Node::start_making(tempfile::tempdir().unwrap(), Some(Arc::new(Cutting { lie: None })), |_| {}).await;
     (node, origin, want, bytes)
 }
 
