@@ -35,7 +35,7 @@ use crate::{Border, Class, Geometry, LeafSet};
 /// few that leaves do not grow old in the queues of parents.
 const FLOOR: usize = 8;
 /// The same for what nobody waits for: a container's read must not wait behind much of it.
-const BACKGROUND_FLOOR: usize = 2;
+const BACKGROUND_FLOOR: usize = 1;
 /// Leaves on their way from one source that shows them to nobody else: it shows as many as it can send.
 const SOURCE_WINDOW: u32 = 16;
 /// How many places are looked at for a rare leaf.

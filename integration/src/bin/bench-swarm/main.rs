@@ -3,6 +3,7 @@
 //! Every host is a network namespace with a shaped link; see `docs/benchmarks.md` for what is measured and how.
 
 mod cell;
+mod demand;
 mod pull;
 mod report;
 mod swarm;
@@ -51,6 +52,15 @@ struct Options {
     /// Leaves logs of the peers in this directory.
     #[arg(long)]
     logs: Option<PathBuf>,
+    /// Measures how long a container's read takes while the link is full instead.
+    #[arg(long)]
+    demand: bool,
+    /// What that runs on the host whose reads are measured: a peer with this configuration.
+    #[arg(long, hide = true, requires = "digest")]
+    reader: Option<PathBuf>,
+    /// What it reads.
+    #[arg(long, hide = true)]
+    digest: Option<String>,
 }
 
 impl Options {
@@ -75,9 +85,13 @@ async fn main() -> ExitCode {
 }
 
 async fn run(options: &Options) -> Result<()> {
+    if let (Some(config), Some(digest)) = (&options.reader, &options.digest) {
+        return demand::read(config, digest).await;
+    }
     // Whichever comes first, dropping what it leaves cleans up.
     tokio::select! {
-        measured = Box::pin(measure(options)) => measured,
+        measured = Box::pin(measure(options)), if !options.demand => measured,
+        measured = Box::pin(demand::measure()), if options.demand => measured,
         interrupted = interrupted() => interrupted,
     }
 }

@@ -37,19 +37,19 @@ const PATIENCE: f64 = 20.0;
 const PROXY: &str = "127.0.0.1:7400";
 
 /// What stands around the peers.
-struct Around<'a> {
-    lab: &'a Lab,
-    cell: &'a Cell,
+pub(crate) struct Around<'a> {
+    pub(crate) lab: &'a Lab,
+    pub(crate) cell: &'a Cell,
     /// Further lines of the peers' `[peer.transfer]`.
-    transfer: &'a [String],
-    origin: Host,
-    scheduler: Host,
+    pub(crate) transfer: &'a [String],
+    pub(crate) origin: Host,
+    pub(crate) scheduler: Host,
 }
 
 /// A peer of the swarm.
-struct Peer {
+pub(crate) struct Peer {
     host: Host,
-    control: PathBuf,
+    pub(crate) control: PathBuf,
     process: Process,
 }
 
@@ -144,7 +144,7 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
 
 impl Around<'_> {
     /// The origin: nginx, with one worker.
-    async fn nginx(&self, memory: &Path) -> Result<Process> {
+    pub(crate) async fn nginx(&self, memory: &Path) -> Result<Process> {
         let (dir, root) = (self.lab.subdir("nginx")?, memory.join("origin"));
         fs::create_dir_all(&root)?;
         let http = format!(
@@ -169,7 +169,7 @@ impl Around<'_> {
         Ok(log.lines().filter_map(|line| line.parse::<u64>().ok()).sum())
     }
 
-    fn blobs(&self, memory: &Path) -> Result<Vec<Blob>> {
+    pub(crate) fn blobs(&self, memory: &Path) -> Result<Vec<Blob>> {
         let mut blobs = Vec::new();
         for (number, len) in self.cell.blobs().into_iter().enumerate() {
             let bytes = noise(number.to_le_bytes(), usize::try_from(len)?);
@@ -182,7 +182,7 @@ impl Around<'_> {
         Ok(blobs)
     }
 
-    async fn scheduler(&self) -> Result<Process> {
+    pub(crate) async fn scheduler(&self) -> Result<Process> {
         let policy = match self.cell.arm {
             Arm::ThreeParents => "parents_per_child = 3\nrotate = false\n",
             Arm::NoRotation => "rotate = false\n",
@@ -212,7 +212,29 @@ impl Around<'_> {
         Ok(Metrics::parse(&metrics).sum("darter_scheduler_messages_total", &[]))
     }
 
-    fn peer(&self, name: &str, host: &Host, memory: &Path, rack: &str, seed: bool) -> Result<Peer> {
+    pub(crate) fn peer(
+        &self,
+        name: &str,
+        host: &Host,
+        memory: &Path,
+        rack: &str,
+        seed: bool,
+    ) -> Result<Peer> {
+        let config = self.config(name, host, memory, rack, seed)?;
+        let program = host.program(name, target::darter()?).arg("peer").arg("--config").arg(config);
+        let control = self.lab.dir().join(name).join("peer.sock");
+        Ok(Peer { host: host.clone(), control, process: Process::start(self.lab, program)? })
+    }
+
+    /// Writes a peer's configuration.
+    pub(crate) fn config(
+        &self,
+        name: &str,
+        host: &Host,
+        memory: &Path,
+        rack: &str,
+        seed: bool,
+    ) -> Result<PathBuf> {
         let dir = self.lab.subdir(name)?;
         let control = dir.join("peer.sock");
         let policy = match self.cell.arm {
@@ -237,9 +259,7 @@ impl Around<'_> {
             address = host.address,
             transfer = self.transfer.join("\n"),
         );
-        let config = self.lab.write(&format!("{name}/darter.toml"), &config)?;
-        let program = host.program(name, target::darter()?).arg("peer").arg("--config").arg(config);
-        Ok(Peer { host: host.clone(), control, process: Process::start(self.lab, program)? })
+        self.lab.write(&format!("{name}/darter.toml"), &config)
     }
 
     /// Lets all peers pull, and says how long each took that counts: those that live and are not slow.
@@ -284,7 +304,7 @@ impl Around<'_> {
 }
 
 impl Peer {
-    async fn until_scheduled(&mut self) -> Result<()> {
+    pub(crate) async fn until_scheduled(&mut self) -> Result<()> {
         let control = self.control.clone();
         let scheduled =
             async || darter::status(&control).await.is_ok_and(|status| !status.schedulers.is_empty());
