@@ -43,6 +43,8 @@ pub struct Scheduler {
 pub struct Peer {
     /// What it sends to other peers comes through here.
     pub link: Option<Throttle>,
+    /// Where it serves other peers.
+    pub transfer: SocketAddr,
     /// Its registry mirror.
     pub proxy: SocketAddr,
     /// The unix socket of its snapshotter.
@@ -141,6 +143,7 @@ impl Peer {
         let config = config.to_toml();
         Ok(Self {
             link,
+            transfer,
             proxy,
             snapshotter: config::snapshotter_socket(&dir),
             control: config::control_socket(&dir),

@@ -1,6 +1,6 @@
 //! Private images: whoever asks gets the origin's own answer, wherever in the cluster the bytes are.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use darter_integration::{
@@ -11,7 +11,14 @@ use darter_integration::{
     registry::{Guarded, PASSWORD, PrivateCa, TokenServer},
     run_test,
 };
+use darter_peer::TaskId;
+use darter_proto::ticket::Signer;
 use http::{Method, Request, header};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 /// The registry's name in image references.
 const NAME: &str = "private.lab";
@@ -176,6 +183,56 @@ async fn fetched(peer: &Peer) -> Result<u64> {
     Ok(["origin", "peer", "seed"].into_iter().map(|source| metrics.received_from(source)).sum())
 }
 
+/// What a node says to a client without a good ticket that asks it for a blob as a peer would; see the wire format in
+/// `peer/src/transfer/mod.rs`.
+async fn ask_as_a_peer(peer: &Peer, task: &str, ticket: &[u8]) -> Result<(u8, String)> {
+    let mut stream = TcpStream::connect(peer.transfer).await?;
+    let mut said = b"DRTP\x02\0\x03\0raw".to_vec();
+    // Subscribe, on stream 1; then leaf 0 is requested.
+    said.extend([1, 0, 0, 0, 1, 0, 0, 0]);
+    for part in [ticket, task.as_bytes()] {
+        said.extend(u32::try_from(part.len())?.to_le_bytes());
+    }
+    said.extend([task.as_bytes(), ticket].concat());
+    said.extend([3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+    stream.write_all(&said).await?;
+    let mut hello = [0; 8];
+    stream.read_exact(&mut hello).await?;
+    let [.., l0, l1] = hello;
+    let mut host = vec![0; usize::from(u16::from_le_bytes([l0, l1]))];
+    stream.read_exact(&mut host).await?;
+    loop {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header).await?;
+        let [kind, .., n0, n1, n2, n3] = header;
+        // The request is refused at once, the rest may wait for the scheduler that would know the ticket.
+        if kind != 5 {
+            let mut text = vec![0; u32::from_le_bytes([n0, n1, n2, n3]) as usize];
+            stream.read_exact(&mut text).await?;
+            return Ok((kind, String::from_utf8(text)?));
+        }
+    }
+}
+
+/// A client that knows what the blobs are called, and asks the node as a peer would.
+async fn expect_nothing_as_a_peer(world: &World, peer: &Peer) -> Result<()> {
+    let held = peer.status().await?.tasks;
+    for layer in &world.image.layers {
+        let task = TaskId::in_pool(NAME, &layer.blob.digest.parse()?).to_string();
+        ensure!(held.iter().any(|held| held.id == task && held.verified), "{task} is not here");
+        let task = task.as_str();
+        let forged = Signer::new()?.sign("raw", task, u64::MAX);
+        for (ticket, says) in
+            [(&b""[..], "no ticket"), (&forged, "no session with"), (b"x", "cannot be read")]
+        {
+            let (kind, text) = timeout(Duration::from_secs(30), ask_as_a_peer(peer, task, ticket)).await??;
+            assert_eq!(kind, 11, "{task} {text}");
+            assert!(text.contains(says), "{text:?} does not say {says:?}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn everybody_gets_the_origins_own_answer() -> Result<()> {
     run_test(async |lab| {
@@ -185,6 +242,7 @@ fn everybody_gets_the_origins_own_answer() -> Result<()> {
 
         expect_everything(&world, &world.one).await?;
         expect_refusals(&world, &world.one).await?;
+        expect_nothing_as_a_peer(&world, &world.one).await?;
 
         // The other node has nothing yet, but its peer has.
         expect_refusals(&world, &world.two).await?;

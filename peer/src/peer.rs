@@ -39,7 +39,7 @@ use crate::{
     schedulers::{Keepers, Live, Schedulers},
     session::holding,
     store::{Entry, Store, StoreError},
-    transfer::{Pool, Server, Sources, TransferMetrics},
+    transfer::{Keys, Pool, Server, Sources, TransferMetrics},
     upkeep, wire,
 };
 
@@ -165,6 +165,7 @@ impl Peer {
         let pool =
             Pool::new(store.host_id(), site, limits.clone(), &config.transfer, transfer_metrics.clone());
         let sources = Sources::new(config.seed, site);
+        let keys = Keys::default();
         let (inbox, heard) = mpsc::channel(1024);
         let host = watch::Sender::new(cluster::host(&config, &store, &transfer_address));
         let manager = cluster::link(&config, &host.borrow(), &tracker, &shutdown)?;
@@ -179,20 +180,21 @@ impl Peer {
             host: host.subscribe(),
             store: store.clone(),
             profiles: profiles.clone(),
+            keys: keys.clone(),
             inbox,
             shutdown: shutdown.clone(),
         };
         let (schedulers, keeping) = keepers.start();
         tracker.spawn(keeping);
-        tracker.spawn(Server::serve(
-            listener,
+        let server = Server::new(
             store.clone(),
             limits.clone(),
             config.transfer.clone(),
             transfer_metrics.clone(),
             sources.clone(),
-            shutdown.clone(),
-        ));
+            keys,
+        );
+        tracker.spawn(server.serve(listener, shutdown.clone()));
         store.register(metrics);
         let metrics = PeerMetrics::register(metrics);
         let inner = Arc::new(Inner {

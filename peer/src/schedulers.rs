@@ -24,7 +24,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{profiles::Profiles, session::Keeper, store::Store};
+use crate::{profiles::Profiles, session::Keeper, store::Store, transfer::Keys};
 
 /// A scheduler that takes no message for so long is gone.
 const SEND_DEADLINE: Duration = Duration::from_secs(2);
@@ -69,6 +69,8 @@ pub(crate) struct Keepers {
     pub(crate) host: watch::Receiver<Host>,
     pub(crate) store: Store,
     pub(crate) profiles: Arc<Profiles>,
+    /// Learns the schedulers' keys for tickets.
+    pub(crate) keys: Keys,
     /// Takes every message of a scheduler.
     pub(crate) inbox: mpsc::Sender<(Live, Heard)>,
     pub(crate) shutdown: CancellationToken,
@@ -212,6 +214,7 @@ impl Keepers {
                     host: self.host.clone(),
                     store: self.store.clone(),
                     profiles: self.profiles.clone(),
+                    keys: self.keys.clone(),
                     inbox: self.inbox.clone(),
                     shutdown: self.shutdown.clone(),
                 };

@@ -28,6 +28,7 @@ use crate::{
     profiles::Profiles,
     schedulers::{Live, Sessions},
     store::{Entry, Store},
+    transfer::Keys,
     wire,
 };
 
@@ -50,6 +51,8 @@ pub(crate) struct Keeper {
     pub(crate) host: watch::Receiver<Host>,
     pub(crate) store: Store,
     pub(crate) profiles: Arc<Profiles>,
+    /// Learns the scheduler's key for tickets.
+    pub(crate) keys: Keys,
     pub(crate) inbox: mpsc::Sender<(Live, scheduler_message::Message)>,
     pub(crate) shutdown: CancellationToken,
 }
@@ -107,6 +110,7 @@ impl Keeper {
             Ok(Ok((outgoing, mut incoming, welcome))) => {
                 tracing::info!(scheduler = self.address, "session up");
                 *scheduler = Some(welcome.scheduler_id.clone());
+                let _key = welcome.tickets.as_ref().and_then(|key| self.keys.learn(key));
                 let up = Live::new(generation, &self.address, welcome.scheduler_id, outgoing);
                 self.sessions.send_modify(|sessions| sessions.add(up.clone(), back));
                 if let Some(config) = welcome.config {

@@ -1,6 +1,8 @@
 //! The wire protocols: Darter's own between its services, and containerd's snapshots service.
 //!
-//! The `.proto` files beside this crate are the documentation of every message.
+//! The `.proto` files beside this crate are the documentation of every message; [`ticket`] is that of tickets.
+
+pub mod ticket;
 
 #[allow(missing_docs, missing_debug_implementations, unreachable_pub, clippy::all, clippy::pedantic)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::large_futures)]

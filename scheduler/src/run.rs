@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use darter_proto::manager::DynamicConfig;
+use darter_proto::{manager::DynamicConfig, ticket::NoKey};
 use darter_service::{
     Registry, admin,
     listen::{self, ListenError},
@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     manager,
     metrics::Metrics,
-    service::{Actor, Service},
+    service::{Actor, Issuer, Service},
 };
 
 /// The part of the service that is ready when peers are served.
@@ -30,6 +30,9 @@ pub enum RunError {
     /// A bound port has no address.
     #[error("cannot tell where a server listens: {0}")]
     Address(#[source] io::Error),
+    /// The key for tickets could not be made.
+    #[error(transparent)]
+    Tickets(#[from] NoKey),
     /// The gRPC server ended by itself.
     #[error("the gRPC server failed: {0}")]
     Grpc(#[source] tonic::transport::Error),
@@ -79,7 +82,7 @@ impl Scheduler {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let ready = admin::Readiness::new([READY_PART]);
-        let (service, commands) = Service::new(config.max_sessions);
+        let (service, commands) = Service::new(config.max_sessions, Issuer::new()?);
         let actor = Actor::new(config.settings(&id, &DynamicConfig::default()), metrics);
         ready.set(READY_PART, Ok(()));
         // One server that fails takes the others with it.

@@ -4,6 +4,7 @@ mod actor;
 mod outbox;
 #[cfg(test)]
 mod tests;
+mod tickets;
 
 use std::{
     sync::{
@@ -29,7 +30,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming, transport};
 
-pub(crate) use self::actor::Actor;
+pub(crate) use self::{actor::Actor, tickets::Issuer};
 use self::{
     actor::Command,
     outbox::{Outbox, Outgoing},
@@ -57,14 +58,16 @@ pub(crate) struct Service {
     readers: TaskTracker,
     slots: Arc<Semaphore>,
     sessions: Arc<AtomicU64>,
+    tickets: Arc<Issuer>,
 }
 
 impl Service {
     /// Makes the service and the queue of commands that its actor takes.
-    pub(crate) fn new(max_sessions: usize) -> (Self, mpsc::Receiver<Command>) {
+    pub(crate) fn new(max_sessions: usize, tickets: Issuer) -> (Self, mpsc::Receiver<Command>) {
         let (commands, queue) = mpsc::channel(COMMANDS);
         let slots = Arc::new(Semaphore::new(max_sessions.min(Semaphore::MAX_PERMITS)));
-        (Self { commands, readers: TaskTracker::new(), slots, sessions: Arc::default() }, queue)
+        let (readers, sessions, tickets) = (TaskTracker::new(), Arc::default(), Arc::new(tickets));
+        (Self { commands, readers, slots, sessions, tickets }, queue)
     }
 
     /// Serves until shutdown; then the sessions are ended by the actor, and this waits for them.
@@ -134,7 +137,7 @@ impl Scheduler for Service {
         let full = |_| Status::resource_exhausted("the scheduler has as many sessions as it may have");
         let slot: OwnedSemaphorePermit = self.slots.clone().try_acquire_owned().map_err(full)?;
         let session = SessionId(self.sessions.fetch_add(1, Ordering::Relaxed));
-        let (outbox, outgoing) = Outbox::new();
+        let (outbox, outgoing) = Outbox::new(self.tickets.clone());
         let ended = outbox.ended();
         self.send(Command::Opened(session, outbox)).await?;
         let read = self.clone().read(request.into_inner(), session, ended);

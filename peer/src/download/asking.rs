@@ -18,6 +18,11 @@ impl Download {
             ParentEventKind::Leaf { leaf, bytes, waited } => self.on_leaf(key, leaf, bytes, waited),
             ParentEventKind::Refused { leaves, reason } => self.on_refused(key, leaves, reason),
             ParentEventKind::Gone(reason) => self.on_gone(key, &reason),
+            ParentEventKind::Denied(reason) => {
+                tracing::debug!(task = %self.shared.id, reason, "a parent did not take the ticket");
+                self.ticket_denied = true;
+                self.on_gone(key, &reason);
+            }
         }
     }
 

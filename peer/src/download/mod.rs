@@ -87,6 +87,10 @@ pub(crate) struct Download {
     leased: bool,
     known: Vec<Option<LeafDigest>>,
     plan: Option<Plan>,
+    /// What parents are shown; the scheduler's newest, empty before the first.
+    ticket: Bytes,
+    /// A parent did not take the ticket, and the scheduler was not asked for another one since.
+    ticket_denied: bool,
     /// What this peer is to bring over which border.
     claims: BTreeMap<Border, Claim>,
     parents: Parents,
@@ -166,6 +170,8 @@ impl Download {
             leased: false,
             known: Vec::new(),
             plan: None,
+            ticket: Bytes::new(),
+            ticket_denied: false,
             claims: BTreeMap::new(),
             parents: Parents::default(),
             jobs: JoinSet::new(),

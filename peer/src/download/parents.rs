@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::{Border, Site, plan::Key, transfer::Subscription, wire};
 
-/// A parent that did not hold the task, and did not get it for two seconds, is asked again after so long, so many times.
+/// A parent that did not hold the task, and did not get it for two seconds, or did not take the ticket, is asked again
+/// after so long, so many times.
 const RETRY: Duration = Duration::from_millis(200);
 const RETRIES: u32 = 2;
 

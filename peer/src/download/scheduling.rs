@@ -3,14 +3,15 @@
 use super::*;
 
 impl Download {
-    /// Tells the scheduler that the task belongs to about it, unless it knows.
+    /// Tells the scheduler that the task belongs to about it, unless it knows and need not give a new ticket.
     pub(super) async fn register(&mut self) {
         let Some(scheduler) = self.scheduler() else {
             self.session_lost.get_or_insert_with(Instant::now);
             return;
         };
+        let denied = std::mem::take(&mut self.ticket_denied);
         let known = |registered: &&Registered| registered.scheduler.generation == scheduler.generation;
-        if self.registered.as_ref().is_some_and(|registered| known(&registered)) {
+        if self.registered.as_ref().is_some_and(|registered| known(&registered)) && !denied {
             return;
         }
         self.session_lost = None;
@@ -102,6 +103,9 @@ impl Download {
                 self.drop_parent(key, Fault::None, "rotated");
             }
         }
+        if !message.ticket.is_empty() {
+            self.ticket = message.ticket;
+        }
         for assigned in message.add {
             self.parents.add(assigned, &self.means.site);
         }
@@ -120,10 +124,10 @@ impl Download {
         for (key, address, seed, beyond) in self.parents.due() {
             // Before the subscription: what the parent has may be heard before the subscription is.
             plan.add_parent(key, seed && self.means.coordinate, beyond);
-            let (pool, task, events) =
-                (self.means.pool.clone(), self.shared.id.clone(), self.events.0.clone());
+            let (pool, task, ticket, events) =
+                (self.means.pool.clone(), self.shared.id.clone(), self.ticket.clone(), self.events.0.clone());
             self.jobs.spawn(async move {
-                Done::Subscribed(key, pool.subscribe(&address, &task, events, key).await)
+                Done::Subscribed(key, pool.subscribe(&address, &task, ticket, events, key).await)
             });
         }
     }

@@ -9,7 +9,7 @@ use crate::Site;
 
 const MAGIC: [u8; 4] = *b"DRTP";
 /// The version of the wire format that is spoken here.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const MAX_HOST_ID_LEN: usize = 128;
 
 /// What came is no frame, or nothing comes any more.

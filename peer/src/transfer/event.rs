@@ -40,6 +40,8 @@ pub enum ParentEventKind {
     },
     /// The subscription is over, and nothing more comes of it; the reason is for people.
     Gone(String),
+    /// As `Gone`, because the ticket that was shown is not good: with a newer one the parent may be asked again.
+    Denied(String),
 }
 
 /// Why a requested leaf is not sent.

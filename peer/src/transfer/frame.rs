@@ -4,6 +4,8 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+
 use super::event::Refusal;
 use crate::{Class, TaskId};
 
@@ -17,7 +19,9 @@ pub(super) const MAX_RANGES: u32 = 2048;
 pub(super) const MAX_LEAVES: u32 = 4096;
 /// Longest task id in bytes.
 pub(super) const MAX_TASK_ID_LEN: u32 = 160;
-/// Longest reason of a Gone in bytes.
+/// Longest ticket in bytes.
+pub(super) const MAX_TICKET_LEN: u32 = 256;
+/// Longest reason of a Gone or a Denied in bytes.
 pub(super) const MAX_REASON_LEN: u32 = 512;
 /// The stream that stands for the connection itself.
 pub(super) const CONNECTION: u32 = 0;
@@ -25,7 +29,7 @@ pub(super) const CONNECTION: u32 = 0;
 /// One message; the bytes of a leaf follow its frame and are no part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Frame {
-    Subscribe { stream: u32, task: TaskId },
+    Subscribe { stream: u32, task: TaskId, ticket: Bytes },
     Have { stream: u32, leaves: Vec<Range<u32>> },
     Request { stream: u32, leaves: Range<u32>, class: Class },
     Leaf { stream: u32, leaf: u32, len: u32 },
@@ -35,6 +39,7 @@ pub(super) enum Frame {
     Gone { stream: u32, reason: String },
     Ping,
     Pong,
+    Denied { stream: u32, reason: String },
 }
 
 /// A header whose kind and lengths were checked.
@@ -73,6 +78,7 @@ enum Kind {
     Gone = 8,
     Ping = 9,
     Pong = 10,
+    Denied = 11,
 }
 
 impl Header {
@@ -96,7 +102,8 @@ impl Header {
     /// Length of the payload that follows and must be handed to [`Frame::decode`]; a leaf's bytes do not count.
     pub(super) fn payload_len(&self) -> usize {
         let len = match self.kind {
-            Kind::Subscribe | Kind::Gone => self.second,
+            Kind::Subscribe => self.first + self.second,
+            Kind::Gone | Kind::Denied => self.second,
             Kind::Have => self.second * 8,
             _ => 0,
         };
@@ -111,14 +118,15 @@ impl Header {
         let detail = u32::from(self.detail);
         match self.kind {
             Kind::Subscribe => {
-                zero(&[detail, self.first])?;
+                zero(&[detail])?;
+                at_most("a ticket", self.first, MAX_TICKET_LEN)?;
                 at_most("a task id", self.second, MAX_TASK_ID_LEN)
             }
             Kind::Have => {
                 zero(&[detail, self.first])?;
                 at_most("a list of ranges", self.second, MAX_RANGES)
             }
-            Kind::Gone => {
+            Kind::Gone | Kind::Denied => {
                 zero(&[detail, self.first])?;
                 at_most("a reason", self.second, MAX_REASON_LEN)
             }
@@ -168,7 +176,7 @@ impl Frame {
     pub(super) fn decode(header: Header, payload: &[u8]) -> Result<Self, FrameError> {
         let stream = header.stream;
         Ok(match header.kind {
-            Kind::Subscribe => Self::Subscribe { stream, task: decode_task(payload)? },
+            Kind::Subscribe => decode_subscribe(header, payload)?,
             Kind::Have => Self::Have { stream, leaves: decode_ranges(payload)? },
             Kind::Request => {
                 Self::Request { stream, leaves: header.leaves(), class: decode_class(header.detail)? }
@@ -182,6 +190,7 @@ impl Frame {
             Kind::Gone => Self::Gone { stream, reason: decode_reason(payload) },
             Kind::Ping => Self::Ping,
             Kind::Pong => Self::Pong,
+            Kind::Denied => Self::Denied { stream, reason: decode_reason(payload) },
         })
     }
 
@@ -189,10 +198,11 @@ impl Frame {
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let header = |kind, detail, stream, first, second| Header { kind, detail, stream, first, second };
         match self {
-            Self::Subscribe { stream, task } => {
+            Self::Subscribe { stream, task, ticket } => {
                 let id = task.as_str().as_bytes();
-                header(Kind::Subscribe, 0, *stream, 0, id.len() as u32).encode(out);
+                header(Kind::Subscribe, 0, *stream, ticket.len() as u32, id.len() as u32).encode(out);
                 out.extend_from_slice(id);
+                out.extend_from_slice(ticket);
             }
             Self::Have { stream, leaves } => {
                 header(Kind::Have, 0, *stream, 0, leaves.len() as u32).encode(out);
@@ -212,14 +222,10 @@ impl Frame {
                 header(Kind::Cancel, 0, *stream, leaves.start, leaves.len() as u32).encode(out);
             }
             Self::Unsubscribe { stream } => header(Kind::Unsubscribe, 0, *stream, 0, 0).encode(out),
-            Self::Gone { stream, reason } => {
-                let reason = reason.get(..reason.floor_char_boundary(MAX_REASON_LEN as usize));
-                let reason = reason.unwrap_or_default().as_bytes();
-                header(Kind::Gone, 0, *stream, 0, reason.len() as u32).encode(out);
-                out.extend_from_slice(reason);
-            }
+            Self::Gone { stream, reason } => encode_reason(Kind::Gone, *stream, reason, out),
             Self::Ping => header(Kind::Ping, 0, CONNECTION, 0, 0).encode(out),
             Self::Pong => header(Kind::Pong, 0, CONNECTION, 0, 0).encode(out),
+            Self::Denied { stream, reason } => encode_reason(Kind::Denied, *stream, reason, out),
         }
     }
 }
@@ -237,6 +243,7 @@ impl Kind {
             8 => Self::Gone,
             9 => Self::Ping,
             10 => Self::Pong,
+            11 => Self::Denied,
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -244,6 +251,13 @@ impl Kind {
 
 fn at_most(what: &'static str, len: u32, limit: u32) -> Result<(), FrameError> {
     if len > limit { Err(FrameError::TooLong { what, len, limit }) } else { Ok(()) }
+}
+
+fn decode_subscribe(header: Header, payload: &[u8]) -> Result<Frame, FrameError> {
+    let short = FrameError::Invalid("a task id is none");
+    let (task, ticket) = payload.split_at_checked(header.second as usize).ok_or(short)?;
+    let (task, ticket) = (decode_task(task)?, Bytes::copy_from_slice(ticket));
+    Ok(Frame::Subscribe { stream: header.stream, task, ticket })
 }
 
 fn decode_task(payload: &[u8]) -> Result<TaskId, FrameError> {
@@ -268,6 +282,13 @@ fn decode_refusal(detail: u8) -> Result<Refusal, FrameError> {
         3 => Ok(Refusal::Cancelled),
         _ => Err(FrameError::Invalid("a refusal is none")),
     }
+}
+
+fn encode_reason(kind: Kind, stream: u32, reason: &str, out: &mut Vec<u8>) {
+    let reason = reason.get(..reason.floor_char_boundary(MAX_REASON_LEN as usize));
+    let reason = reason.unwrap_or_default().as_bytes();
+    Header { kind, detail: 0, stream, first: 0, second: reason.len() as u32 }.encode(out);
+    out.extend_from_slice(reason);
 }
 
 /// Reasons are for people: what is no text is shown as far as it is.

@@ -6,6 +6,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::tickets::Denial;
+
 /// Counters and gauges of the transfer between peers. Clones share them.
 #[derive(Debug, Clone)]
 pub struct TransferMetrics {
@@ -21,6 +23,8 @@ pub struct TransferMetrics {
     pub(super) queued: Gauge,
     /// Leaves refused to children because too much was queued.
     pub(super) refused: Counter,
+    /// Tasks not given to children for want of a good ticket.
+    denied: Family<Why, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -33,7 +37,24 @@ struct With {
     with: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    why: &'static str,
+}
+
 impl TransferMetrics {
+    /// A child did not get a task for want of a good ticket.
+    pub(super) fn denied(&self, denial: Denial) {
+        let why = match denial {
+            Denial::Missing => "missing",
+            Denial::Malformed => "malformed",
+            Denial::UnknownKey => "unknown_key",
+            Denial::Wrong => "wrong",
+            Denial::Expired => "expired",
+        };
+        self.denied.get_or_create(&Why { why }).inc();
+    }
+
     /// Bytes of leaves sent to children since the start.
     pub fn sent_bytes(&self) -> u64 {
         self.sent.get()
@@ -49,6 +70,7 @@ impl TransferMetrics {
             parents: connections.get_or_create_owned(&With { with: "parent" }),
             queued: Gauge::default(),
             refused: Counter::default(),
+            denied: Family::default(),
         };
         registry.register(
             "darter_transfer_bytes",
@@ -69,6 +91,11 @@ impl TransferMetrics {
             "darter_transfer_refused_leaves",
             "Leaves refused to children because too much was queued",
             metrics.refused.clone(),
+        );
+        registry.register(
+            "darter_transfer_denied_tickets",
+            "Tasks that children asked for without a good ticket, by what was wrong with it",
+            metrics.denied.clone(),
         );
         metrics
     }

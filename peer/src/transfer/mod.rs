@@ -4,14 +4,14 @@
 //! holds ([`Server`]). A leaf that a parent has just received is announced and sent on at once, while the rest of its
 //! task still arrives. Leaves are not verified here: whoever receives them checks their digests.
 //!
-//! # Wire format, version 1
+//! # Wire format, version 2
 //!
 //! All numbers are little-endian. The child connects and sends its hello, the parent answers with its own:
 //!
 //! | bytes | hello |
 //! |---|---|
 //! | 4 | `DRTP` |
-//! | 2 | version: 1 |
+//! | 2 | version: 2 |
 //! | 2 | length of the host id: 1 to 128 |
 //! | … | host id, printable ASCII, without `@` |
 //!
@@ -25,7 +25,7 @@
 //!
 //! | kind | from | detail | A | B | follows |
 //! |---|---|---|---|---|---|
-//! | 1 Subscribe | child | | | length: 1 to 160 | task id |
+//! | 1 Subscribe | child | | ticket's length: 0 to 256 | length: 1 to 160 | task id, ticket |
 //! | 2 Have | parent | | | ranges: 0 to 2048 | each 8 bytes: first leaf, leaf after the last |
 //! | 3 Request | child | class | first leaf | leaves: 1 to 4096 | |
 //! | 4 Leaf | parent | | leaf | length: 1 to 16 Mi | the leaf's bytes |
@@ -35,10 +35,14 @@
 //! | 8 Gone | parent | | | length: 0 to 512 | reason, UTF-8 |
 //! | 9 Ping | both | | | | |
 //! | 10 Pong | both | | | | |
+//! | 11 Denied | parent | | | length: 0 to 512 | reason, UTF-8 |
 //!
 //! Classes: 0 demand, 1 stream, 2 profile, 3 background. Why: 1 busy, 2 not held, 3 cancelled or asked again.
 //!
-//! - A Subscribe is answered by Have with what the parent holds, or by Gone. Further Haves add to the first. The ranges
+//! - A Subscribe shows the ticket that a scheduler gave this host for the task ([`darter_proto::ticket`]). Without a good
+//!   one it is answered by Denied, which ends the stream as Gone does; what the parent holds is not told. Once the stream
+//!   is open the ticket is not asked for again.
+//! - A Subscribe is otherwise answered by Have with what the parent holds, or by Gone. Further Haves add to the first. The ranges
 //!   of one Have are not empty, ascend, and do not touch.
 //! - Each leaf of each Request is answered exactly once, by Leaf or Refused, in any order: the most urgent class is sent
 //!   first. A Request for a leaf that is still queued replaces the one before, which is answered as cancelled. Cancel has
@@ -62,6 +66,7 @@ mod socket;
 mod sources;
 #[cfg(test)]
 mod tests;
+mod tickets;
 
 use std::time::Duration;
 
@@ -73,6 +78,7 @@ pub use self::{
     metrics::TransferMetrics,
     server::Server,
     sources::{Reading, Sources},
+    tickets::{KeyInUse, Keys},
 };
 
 /// A child that has sent nothing for this long shows that it lives.

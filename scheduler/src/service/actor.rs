@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use darter_proto::scheduler::{PeerMessage, StatusReply};
+use darter_proto::scheduler::{Announce, PeerMessage, StatusReply, peer_message};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval},
@@ -69,6 +69,7 @@ impl Actor {
             }
             Command::Said(session, message) => {
                 self.metrics.messages.inc();
+                self.note_host(session, &message);
                 self.on(Event::Message(session, message));
             }
             Command::Closed(session) => {
@@ -81,6 +82,15 @@ impl Actor {
                     debug!("whoever asked for the status has gone");
                 }
             }
+        }
+    }
+
+    /// The tickets of a session are for the host that announces itself in it.
+    fn note_host(&self, session: SessionId, message: &PeerMessage) {
+        if let Some(peer_message::Message::Announce(Announce { host: Some(host) })) = &message.message
+            && let Some(outbox) = self.outboxes.get(&session)
+        {
+            outbox.announced(&host.id);
         }
     }
 

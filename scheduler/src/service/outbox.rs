@@ -16,7 +16,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::stopping;
+use super::{stopping, tickets::Issuer};
 
 /// Most messages and bytes that may wait.
 const MAX_MESSAGES: usize = 16 * 1024;
@@ -36,10 +36,13 @@ pub(crate) struct Outbox {
 pub(crate) struct Outgoing {
     queue: Arc<Mutex<Queue>>,
     ended: CancellationToken,
+    tickets: Arc<Issuer>,
 }
 
 #[derive(Debug)]
 struct Queue {
+    /// Who announced itself at the other end; empty before.
+    host: Arc<str>,
     messages: VecDeque<SchedulerMessage>,
     bytes: usize,
     /// When a message was last taken, or the first one put in.
@@ -60,11 +63,25 @@ enum End {
 pub(super) struct Stuck;
 
 impl Outbox {
-    pub(super) fn new() -> (Self, Outgoing) {
-        let queue =
-            Queue { messages: VecDeque::new(), bytes: 0, moved: Instant::now(), end: None, waker: None };
+    pub(super) fn new(tickets: Arc<Issuer>) -> (Self, Outgoing) {
+        let queue = Queue {
+            host: Arc::default(),
+            messages: VecDeque::new(),
+            bytes: 0,
+            moved: Instant::now(),
+            end: None,
+            waker: None,
+        };
         let (queue, ended) = (Arc::new(Mutex::new(queue)), CancellationToken::new());
-        (Self { queue: queue.clone(), ended: ended.clone() }, Outgoing { queue, ended })
+        (Self { queue: queue.clone(), ended: ended.clone() }, Outgoing { queue, ended, tickets })
+    }
+
+    /// The host at the other end announces itself; the first time counts.
+    pub(super) fn announced(&self, host: &str) {
+        let mut queue = self.queue.lock();
+        if queue.host.is_empty() {
+            queue.host = host.into();
+        }
     }
 
     /// Cancelled when either side has ended the session.
@@ -130,7 +147,11 @@ impl Stream for Outgoing {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut queue = self.queue.lock();
-        if let Some(message) = queue.take() {
+        if let Some(mut message) = queue.take() {
+            let host = queue.host.clone();
+            drop(queue);
+            // Here and not where it was put in: so the sessions' own tasks do the signing, and not the actor.
+            self.tickets.stamp(&host, &mut message);
             return Poll::Ready(Some(Ok(message)));
         }
         match queue.end.take() {
@@ -166,6 +187,10 @@ mod tests {
 
     use super::*;
 
+    fn outbox() -> (Outbox, Outgoing) {
+        Outbox::new(Arc::new(Issuer::new().unwrap()))
+    }
+
     fn message(bytes: usize) -> SchedulerMessage {
         let info = TaskInfo { digests: Bytes::from(vec![0; bytes]), ..TaskInfo::default() };
         SchedulerMessage { message: Some(scheduler_message::Message::TaskInfo(info)) }
@@ -173,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_waits_comes_before_the_end() {
-        let (outbox, mut outgoing) = Outbox::new();
+        let (outbox, mut outgoing) = outbox();
         outbox.send(message(1)).unwrap();
         outbox.send(message(2)).unwrap();
         outbox.end(Status::unavailable("over"), false);
@@ -186,14 +211,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_does_not_read_is_stuck() {
         let fill = |bytes: usize| {
-            let (outbox, outgoing) = Outbox::new();
+            let (outbox, outgoing) = outbox();
             let sent = (0..20_000).take_while(|_| outbox.send(message(bytes)).is_ok()).count();
             drop(outgoing);
             sent
         };
         assert_eq!(fill(1), MAX_MESSAGES);
         assert_eq!(fill(MAX_BYTES / 10), 9);
-        let (outbox, mut outgoing) = Outbox::new();
+        let (outbox, mut outgoing) = outbox();
         for _ in 0..3 {
             advance(MAX_WAIT * 2).await;
             outbox.send(message(1)).unwrap();

@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use darter_proto::scheduler::{
-    Announce, Digests, Finished, Host, Leave, PeerMessage, Register, SchedulerMessage, Source, StatusRequest,
-    Task, peer_message::Message as Said, scheduler_client::SchedulerClient,
-    scheduler_message::Message as Heard,
+use darter_proto::{
+    scheduler::{
+        Announce, Digests, Finished, Host, Leave, PeerMessage, Register, SchedulerMessage, Source,
+        StatusRequest, Task, peer_message::Message as Said, scheduler_client::SchedulerClient,
+        scheduler_message::Message as Heard,
+    },
+    ticket::{LIFE, Ticket},
 };
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,9 +55,7 @@ impl Running {
 
     async fn peer(&self, id: &str, seed: bool) -> Peer {
         let mut peer = Peer::open(self).await.unwrap();
-        let transfer_address = "127.0.0.1:7401".into();
-        let host = Host { id: id.into(), transfer_address, seed, ..Host::default() };
-        peer.say(Said::Announce(Announce { host: Some(host) })).await;
+        peer.announce(id, seed).await;
         assert!(matches!(peer.hear().await, Heard::Welcome(_)));
         peer
     }
@@ -70,6 +71,12 @@ impl Peer {
         let (outgoing, messages) = mpsc::channel(16);
         let session = scheduler.client().await.session(ReceiverStream::new(messages)).await?;
         Ok(Self { outgoing, incoming: session.into_inner() })
+    }
+
+    async fn announce(&self, id: &str, seed: bool) {
+        let transfer_address = "127.0.0.1:7401".into();
+        let host = Host { id: id.into(), transfer_address, seed, ..Host::default() };
+        self.say(Said::Announce(Announce { host: Some(host) })).await;
     }
 
     async fn say(&self, message: Said) {
@@ -159,6 +166,30 @@ async fn a_pull_goes_from_the_origin_to_a_seed_to_a_peer_and_on_over_a_restart()
         _ => None,
     };
     peer.hear_of(verified).await;
+    scheduler.stop().await;
+}
+
+#[tokio::test]
+async fn who_gets_parents_gets_a_ticket_for_them_that_everybody_can_check() {
+    let scheduler = Running::at("127.0.0.1:0").await;
+    let mut parent = Peer::open(&scheduler).await.unwrap();
+    parent.announce("parent", false).await;
+    let welcome = parent.hear_of(|heard| if let Heard::Welcome(w) = heard { Some(w) } else { None }).await;
+    let key = welcome.tickets.unwrap();
+    parent.say(wants(1, true)).await;
+    let mut child = scheduler.peer("child", false).await;
+    let ticket_of = |heard| match heard {
+        Heard::Parents(change) if !change.add.is_empty() => Some(change.ticket),
+        _ => None,
+    };
+    // Registering again brings another one, with the same parents.
+    for _ in 0..2 {
+        child.say(wants(0, false)).await;
+        let ticket = Ticket::decode(&child.hear_of(ticket_of).await).unwrap();
+        assert_eq!(ticket.key[..], key.public_key);
+        assert!(ticket.is_for("child", TASK) && !ticket.is_for("parent", TASK));
+        assert!(ticket.end >= key.now + LIFE.as_secs() && ticket.end < key.now + 2 * LIFE.as_secs());
+    }
     scheduler.stop().await;
 }
 

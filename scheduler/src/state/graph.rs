@@ -305,6 +305,7 @@ impl Task {
         let remove = known(change.remove).map(|host| host.id.to_string()).collect();
         let claims = self.news_of_claims(world, child);
         let task = self.id.to_string();
-        world.send(child, says::Message::Parents(proto::Parents { task, add, remove, claims }));
+        let parents = proto::Parents { task, add, remove, claims, ..proto::Parents::default() };
+        world.send(child, says::Message::Parents(parents));
     }
 }

@@ -57,7 +57,8 @@ impl State {
         self.sessions.insert(id, Session { host: Some(key) });
         let scheduler_id = self.world.settings.scheduler_id.clone();
         let config = Some(self.world.settings.rates);
-        self.world.send_to_session(id, says::Message::Welcome(proto::Welcome { scheduler_id, config }));
+        let welcome = proto::Welcome { scheduler_id, config, ..proto::Welcome::default() };
+        self.world.send_to_session(id, says::Message::Welcome(welcome));
         for task in leased {
             self.change(&task, |task, world| {
                 task.set_phase(world, key, Phase::Fetching);

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::{
@@ -127,7 +128,7 @@ impl Link {
     // ---- for subscriptions ----
 
     /// Opens a stream; its number is never used again on this connection.
-    pub(super) fn open(&self, task: &TaskId, outlet: Outlet) -> Result<u32, Broken> {
+    pub(super) fn open(&self, task: &TaskId, ticket: Bytes, outlet: Outlet) -> Result<u32, Broken> {
         let mut state = self.state.lock();
         if let Some(reason) = &state.ended {
             return Err(Broken(reason.clone()));
@@ -137,7 +138,7 @@ impl Link {
         state.last_stream = stream;
         state.pulse.unused = None;
         state.streams.insert(stream, Stream { events: outlet, asked: Asked::default(), closing: false });
-        state.outbox.push_back(Frame::Subscribe { stream, task: task.clone() });
+        state.outbox.push_back(Frame::Subscribe { stream, task: task.clone(), ticket });
         self.outgoing.notify_one();
         Ok(stream)
     }

@@ -8,6 +8,7 @@ mod transmit;
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::{
     io::BufReader,
@@ -87,23 +88,26 @@ impl Pool {
         }
     }
 
-    /// Subscribes `task` to the parent at `address` (`"ip:port"`), over the connection to it or a new one. What the
-    /// parent does comes to `events` under the name `parent`, first what it holds.
+    /// Subscribes `task` to the parent at `address` (`"ip:port"`), over the connection to it or a new one, and shows it the
+    /// `ticket` that the scheduler gave. What the parent does comes to `events` under the name `parent`, first what it
+    /// holds.
     ///
     /// # Errors
-    /// No connection within the dial time-out, or the pool is closed. A parent that does not hold the task is no error
-    /// here: it answers with [`Gone`](crate::transfer::ParentEventKind::Gone).
+    /// No connection within the dial time-out, or the pool is closed. A parent that does not hold the task, or does not
+    /// take the ticket, is no error here: it answers with [`Gone`](crate::transfer::ParentEventKind::Gone) or
+    /// [`Denied`](crate::transfer::ParentEventKind::Denied).
     pub async fn subscribe(
         &self,
         address: &str,
         task: &TaskId,
+        ticket: Bytes,
         events: mpsc::Sender<ParentEvent>,
         parent: ParentKey,
     ) -> Result<Subscription, TransferError> {
         let limit = self.inner.config.dial_timeout;
         let link = timeout(limit, self.inner.link(address)).await;
         let link = link.map_err(|_| TransferError::Timeout { address: address.into(), timeout: limit })??;
-        match link.open(task, Outlet::new(parent, events)) {
+        match link.open(task, ticket, Outlet::new(parent, events)) {
             Ok(stream) => Ok(Subscription::new(link, stream)),
             Err(Broken(reason)) => Err(TransferError::Ended { address: address.into(), reason }),
         }

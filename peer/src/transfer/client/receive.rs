@@ -67,6 +67,11 @@ impl Receiver {
                 let outlet = self.link.gone(stream);
                 self.tell(stream, outlet, ParentEventKind::Gone(reason)).await;
             }
+            Frame::Denied { stream, reason } => {
+                self.link.outlet(stream)?;
+                let outlet = self.link.gone(stream);
+                self.tell(stream, outlet, ParentEventKind::Denied(reason)).await;
+            }
             Frame::Ping => self.link.pong(),
             Frame::Pong => {}
             Frame::Subscribe { .. }

@@ -32,10 +32,13 @@ fn refusal() -> impl Strategy<Value = Refusal> {
 fn frame() -> impl Strategy<Value = Frame> {
     let stream = 1..u32::MAX;
     prop_oneof![
-        (stream.clone(), "[a-z0-9-]{1,64}").prop_map(|(stream, rest)| Frame::Subscribe {
-            stream,
-            task: TaskId::parse(&format!("url:{rest}")).unwrap(),
-        }),
+        (stream.clone(), "[a-z0-9-]{1,64}", proptest::collection::vec(any::<u8>(), 0..257)).prop_map(
+            |(stream, rest, ticket)| Frame::Subscribe {
+                stream,
+                task: TaskId::parse(&format!("url:{rest}")).unwrap(),
+                ticket: ticket.into(),
+            }
+        ),
         (stream.clone(), ranges()).prop_map(|(stream, leaves)| Frame::Have { stream, leaves }),
         (stream.clone(), range(), class()).prop_map(|(stream, leaves, class)| Frame::Request {
             stream,
@@ -53,6 +56,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             refusal
         }),
         (stream.clone(), range()).prop_map(|(stream, leaves)| Frame::Cancel { stream, leaves }),
+        (stream.clone(), "[^\\p{Cc}]{0,40}").prop_map(|(stream, reason)| Frame::Denied { stream, reason }),
         stream.prop_map(|stream| Frame::Unsubscribe { stream }),
         (any::<u32>(), "[^\\p{Cc}]{0,40}").prop_map(|(stream, reason)| Frame::Gone { stream, reason }),
         Just(Frame::Ping),

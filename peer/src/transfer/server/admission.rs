@@ -23,7 +23,7 @@ struct State {
 
 /// A place in the queue for a slot; dropping it leaves the queue.
 #[derive(Debug)]
-pub(super) struct Ticket {
+pub(super) struct Wait {
     pub(super) class: Class,
     slot: oneshot::Receiver<Slot>,
 }
@@ -40,18 +40,18 @@ impl Admission {
     }
 
     /// Queues for a slot.
-    pub(super) fn enter(self: &Arc<Self>, class: Class) -> Ticket {
+    pub(super) fn enter(self: &Arc<Self>, class: Class) -> Wait {
         let (sender, slot) = oneshot::channel();
         if let Some(queue) = self.state.lock().waiting.get_mut(class as usize) {
             queue.retain(|waiting| !waiting.is_closed());
             queue.push_back(sender);
         }
         self.grant();
-        Ticket { class, slot }
+        Wait { class, slot }
     }
 
     fn grant(self: &Arc<Self>) {
-        // A ticket that is dropped at this very moment drops the slot, which comes back here.
+        // A wait that is dropped at this very moment drops the slot, which comes back here.
         while let Some(next) = self.state.lock().next() {
             drop(next.send(Slot { admission: self.clone() }));
         }
@@ -76,12 +76,12 @@ impl State {
     }
 }
 
-impl Ticket {
+impl Wait {
     /// Waits for the slot. Can be dropped and called again without losing the place.
     pub(super) async fn slot(&mut self) -> Slot {
         match (&mut self.slot).await {
             Ok(slot) => slot,
-            // Cannot be: a sender leaves the queue with a slot, or because this ticket was dropped.
+            // Cannot be: a sender leaves the queue with a slot, or because this wait was dropped.
             Err(_) => std::future::pending().await,
         }
     }
@@ -100,10 +100,10 @@ mod tests {
 
     use super::*;
 
-    /// Takes out the tickets that were granted a slot.
-    fn granted(tickets: &mut Vec<(u32, Ticket)>) -> Vec<(u32, Slot)> {
+    /// Takes out the waits that were granted a slot.
+    fn granted(waits: &mut Vec<(u32, Wait)>) -> Vec<(u32, Slot)> {
         let mut granted = Vec::new();
-        tickets.retain_mut(|(name, ticket)| match ticket.slot().now_or_never() {
+        waits.retain_mut(|(name, wait)| match wait.slot().now_or_never() {
             Some(slot) => {
                 granted.push((*name, slot));
                 false
@@ -113,7 +113,7 @@ mod tests {
         granted
     }
 
-    fn enter(admission: &Arc<Admission>, classes: &[Class]) -> Vec<(u32, Ticket)> {
+    fn enter(admission: &Arc<Admission>, classes: &[Class]) -> Vec<(u32, Wait)> {
         (0..).zip(classes.iter().map(|class| admission.enter(*class))).collect()
     }
 
@@ -122,11 +122,11 @@ mod tests {
         let admission = Admission::new(1);
         let mut held = granted(&mut enter(&admission, &[Class::Background]));
         let classes = [Class::Background, Class::Background, Class::Stream, Class::Demand];
-        let mut tickets = enter(&admission, &classes);
+        let mut waits = enter(&admission, &classes);
         for expected in [3, 2, 0, 1] {
-            assert!(granted(&mut tickets).is_empty());
+            assert!(granted(&mut waits).is_empty());
             held.clear();
-            held = granted(&mut tickets);
+            held = granted(&mut waits);
             assert_eq!(held.iter().map(|(name, _)| *name).collect::<Vec<_>>(), [expected]);
         }
     }
@@ -134,14 +134,14 @@ mod tests {
     #[test]
     fn no_more_than_the_slots_and_none_is_lost() {
         let admission = Admission::new(3);
-        let mut tickets = enter(&admission, &[Class::Stream; 10]);
-        let held = granted(&mut tickets);
+        let mut waits = enter(&admission, &[Class::Stream; 10]);
+        let held = granted(&mut waits);
         assert_eq!(held.len(), 3);
-        tickets.truncate(2);
+        waits.truncate(2);
         drop(held);
         // The two that still wait get theirs; one slot stays free.
-        assert_eq!(granted(&mut tickets).len(), 2);
-        // Tickets that were granted a slot and never looked give it back.
+        assert_eq!(granted(&mut waits).len(), 2);
+        // Waits that were granted a slot and never looked give it back.
         drop(enter(&admission, &[Class::Demand; 10]));
         assert_eq!(admission.state.lock().free, 3);
     }

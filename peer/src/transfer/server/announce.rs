@@ -2,6 +2,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -23,14 +24,25 @@ use crate::{
 /// between is told in one. The more a task has before it, the less does the delay cost, and every message takes CPU time at
 /// both ends.
 const PAUSE: Range<Duration> = Duration::from_millis(2)..Duration::from_millis(100);
-/// A child may come a little before its parent begins with the task itself, as in a crowd that comes at once.
+/// A child may come a little before its parent begins with the task itself, as in a crowd that comes at once, or before
+/// the parent knows the scheduler that sent it.
 const EARLY: Duration = Duration::from_secs(2);
 
-/// Announces the leaves of a stream's task until that is removed; waits for the task first if it is not here.
-pub(super) async fn announce(server: Arc<Server>, child: Arc<Child>, stream: u32, task: TaskId) {
+/// Announces the leaves of a stream's task until that is removed; waits for the task first if it is not here. A child
+/// without a good ticket hears nothing of it.
+pub(super) async fn announce(
+    server: Arc<Server>,
+    child: Arc<Child>,
+    stream: u32,
+    task: TaskId,
+    ticket: Bytes,
+) {
     let open = match child.stream(stream) {
         Some(open) => open,
         None => {
+            if let Err(denial) = server.keys.check_patiently(&child.host, &task, &ticket, EARLY).await {
+                return child.deny(stream, &task, denial).await;
+            }
             let Some(entry) = begun(&server, &task).await else {
                 return child.close(stream, "the parent does not hold this task").await;
             };

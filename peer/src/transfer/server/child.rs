@@ -25,13 +25,14 @@ use super::{
     send::Sender,
 };
 use crate::{
-    Border, Class,
+    Border, Class, TaskId,
     store::Entry,
     transfer::{
         codec::{CodecError, encode_hello, read_hello},
         frame::Frame,
         metrics::TransferMetrics,
         socket::{send_all, tune},
+        tickets::Denial,
     },
 };
 
@@ -42,6 +43,8 @@ const READ_AHEAD: usize = 8192;
 
 /// What the tasks of one child's connection share.
 pub(super) struct Child {
+    /// Whose tickets it shows.
+    pub(super) host: String,
     streams: Mutex<HashMap<u32, Option<Stream>>>,
     queue: Mutex<LeafQueue>,
     metrics: TransferMetrics,
@@ -105,6 +108,7 @@ async fn converse(
 
     let (frames, waiting) = mpsc::channel(WAITING_FRAMES);
     let child = Arc::new(Child {
+        host: hello.host,
         streams: Mutex::default(),
         queue: Mutex::default(),
         metrics: server.metrics.clone(),
@@ -149,12 +153,23 @@ impl Child {
 
     /// Ends a stream and tells the child; does nothing if it has ended.
     pub(super) async fn close(&self, stream: u32, reason: &str) {
+        self.end(stream, Frame::Gone { stream, reason: reason.into() }).await;
+    }
+
+    /// Ends a stream because the child's ticket is not good.
+    pub(super) async fn deny(&self, stream: u32, task: &TaskId, denial: Denial) {
+        tracing::debug!(host = self.host, %task, reason = %denial, "a child gets nothing of a task");
+        self.metrics.denied(denial);
+        self.end(stream, Frame::Denied { stream, reason: denial.to_string() }).await;
+    }
+
+    async fn end(&self, stream: u32, last: Frame) {
         // Reserved before, so that nobody can be aborted between ending the stream and telling of it.
         let Ok(permit) = self.frames.reserve().await else { return };
         let open = self.streams.lock().remove(&stream);
         if open.is_some() {
             self.with_queue(|queue| queue.drop_stream(stream));
-            permit.send(Frame::Gone { stream, reason: reason.into() });
+            permit.send(last);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use tokio::{
     io::BufReader,
     net::tcp::OwnedReadHalf,
@@ -82,7 +83,7 @@ impl Listener {
 
     async fn handle(&mut self, frame: Frame) -> Result<(), CodecError> {
         match frame {
-            Frame::Subscribe { stream, task } => self.subscribe(stream, &task).await?,
+            Frame::Subscribe { stream, task, ticket } => self.subscribe(stream, task, ticket).await?,
             Frame::Request { stream, leaves, class } => {
                 self.check_known(stream)?;
                 self.request(stream, leaves, class).await;
@@ -103,14 +104,18 @@ impl Listener {
             }
             Frame::Ping => self.child.tell(Frame::Pong).await,
             Frame::Pong => {}
-            Frame::Have { .. } | Frame::Leaf { .. } | Frame::Refused { .. } | Frame::Gone { .. } => {
+            Frame::Have { .. }
+            | Frame::Leaf { .. }
+            | Frame::Refused { .. }
+            | Frame::Gone { .. }
+            | Frame::Denied { .. } => {
                 return Err(FrameError::Invalid("a child speaks as a parent does").into());
             }
         }
         Ok(())
     }
 
-    async fn subscribe(&mut self, stream: u32, task: &TaskId) -> Result<(), CodecError> {
+    async fn subscribe(&mut self, stream: u32, task: TaskId, ticket: Bytes) -> Result<(), CodecError> {
         if stream <= self.last_stream {
             return Err(FrameError::Invalid("a stream number is used again").into());
         }
@@ -121,10 +126,11 @@ impl Listener {
             return Ok(());
         }
         // Known before the next frame is read, which may be a request for its leaves.
-        let open = self.server.store.get(task).map(|entry| Stream::of(&self.server, &self.child, entry));
-        self.child.open(stream, open);
+        let admitted = self.server.keys.check(&self.child.host, &task, &ticket).is_ok();
+        let entry = admitted.then(|| self.server.store.get(&task)).flatten();
+        self.child.open(stream, entry.map(|entry| Stream::of(&self.server, &self.child, entry)));
         self.announcers.retain(|_, announcer| !announcer.is_finished());
-        let announcer = tokio::spawn(announce(self.server.clone(), self.child.clone(), stream, task.clone()));
+        let announcer = tokio::spawn(announce(self.server.clone(), self.child.clone(), stream, task, ticket));
         self.announcers.insert(stream, AbortOnDropHandle::new(announcer));
         Ok(())
     }

@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{admission::Admission, desk::Desks};
-use super::{config::TransferConfig, metrics::TransferMetrics, sources::Sources};
+use super::{config::TransferConfig, metrics::TransferMetrics, sources::Sources, tickets::Keys};
 use crate::{Limits, store::Store};
 
 /// How long not to accept after that failed, as it does when there are no file descriptors.
@@ -33,23 +33,28 @@ pub struct Server {
     metrics: TransferMetrics,
     admission: Arc<Admission>,
     sources: Sources,
+    keys: Keys,
     desks: Desks,
 }
 
 impl Server {
-    /// Serves until `shutdown`, in turns what this host is the source of; then finishes the leaves being sent, tells the children, and returns.
-    pub async fn serve(
-        listener: TcpListener,
+    /// One for the children that show tickets of the schedulers with these `keys`.
+    pub fn new(
         store: Store,
         limits: Limits,
         config: TransferConfig,
         metrics: TransferMetrics,
         sources: Sources,
-        shutdown: CancellationToken,
-    ) {
+        keys: Keys,
+    ) -> Self {
         let admission = Admission::new(config.upload_slots);
-        let server =
-            Arc::new(Self { store, limits, config, metrics, admission, sources, desks: Desks::default() });
+        Self { store, limits, config, metrics, admission, sources, keys, desks: Desks::default() }
+    }
+
+    /// Serves until `shutdown`, in turns what this host is the source of; then finishes the leaves being sent, tells the
+    /// children, and returns.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        let server = Arc::new(self);
         let mut children = JoinSet::new();
         server.accept(&listener, &mut children, &shutdown).await;
         drop(listener);

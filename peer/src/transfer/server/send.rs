@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Server,
-    admission::{Admission, Slot, Ticket},
+    admission::{Admission, Slot, Wait},
     child::{Child, Stream},
     queue::Wanted,
 };
@@ -46,7 +46,7 @@ enum Stage {
     /// No leaf is wanted.
     Idle,
     /// Waits for a slot.
-    Queued(Ticket),
+    Queued(Wait),
     /// Waits for the upload limit.
     Paying(Payment),
 }
@@ -257,7 +257,7 @@ impl Stage {
     fn aim(&mut self, top: Option<Class>, admission: &Arc<Admission>) {
         let aimed = match self {
             Self::Idle => None,
-            Self::Queued(ticket) => Some(ticket.class),
+            Self::Queued(wait) => Some(wait.class),
             Self::Paying(_) => return,
         };
         if aimed != top {
@@ -277,7 +277,7 @@ impl Stage {
     async fn advance(&mut self) -> Next {
         match self {
             Self::Idle => std::future::pending().await,
-            Self::Queued(ticket) => Next::Slot(ticket.slot().await),
+            Self::Queued(wait) => Next::Slot(wait.slot().await),
             Self::Paying(payment) => {
                 payment.paid.as_mut().await;
                 match std::mem::replace(self, Self::Idle) {

@@ -42,7 +42,7 @@ fn impatient() -> TransferConfig {
 }
 
 fn subscribe(stream: u32) -> Frame {
-    Frame::Subscribe { stream, task: task(1) }
+    Frame::Subscribe { stream, task: task(1), ticket: ticket("raw", 1) }
 }
 
 fn request(stream: u32, leaves: Range<u32>) -> Frame {
@@ -198,9 +198,7 @@ async fn connections_and_subscriptions_are_bounded() {
     host.hold(1, LEAF);
     let (mut first, second) = (connect(&host).await, connect(&host).await);
     let turned_away = Child::new();
-    let error =
-        turned_away.pool.subscribe(&host.address.to_string(), &task(1), turned_away.events.clone(), 1).await;
-    let error = error.unwrap_err().to_string();
+    let error = turned_away.try_subscribe(host.address, 1).await.unwrap_err().to_string();
     assert!(error.contains("may serve as many children") || error.contains("reset"), "{error}");
 
     let asks: Vec<Frame> = (1..1100).map(subscribe).collect();

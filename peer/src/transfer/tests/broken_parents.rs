@@ -32,7 +32,8 @@ impl Fake {
         let mut stream = self.accept().await;
         read_hello(&mut stream).await.unwrap();
         stream.write_all(&encode_hello("fake", crate::Site::default())).await.unwrap();
-        assert_eq!(read_frame(&mut stream).await.unwrap(), Frame::Subscribe { stream: 1, task: task(1) });
+        let subscribe = Frame::Subscribe { stream: 1, task: task(1), ticket: ticket("child", 1) };
+        assert_eq!(read_frame(&mut stream).await.unwrap(), subscribe);
         send(&mut stream, Frame::Have { stream: 1, leaves: vec![0..9] }).await;
         let asked = Frame::Request { stream: 1, leaves: 0..1, class: Class::Stream };
         assert_eq!(read_frame(&mut stream).await.unwrap(), asked);
@@ -173,15 +174,13 @@ async fn a_second_answer_is_noticed() {
 async fn what_is_no_parent_fails_the_handshake() {
     let config = TransferConfig { dial_timeout: Duration::from_millis(200), ..TransferConfig::default() };
     let (fake, child) = (Fake::start().await, Child::with(&config));
-    let address = fake.address.to_string();
-    let wanted = task(1);
-    let subscribe = || child.pool.subscribe(&address, &wanted, child.events.clone(), 1);
+    let subscribe = || child.try_subscribe(fake.address, 1);
 
     let mut newer = encode_hello("fake", crate::Site::default());
-    newer[4] = 2;
+    newer[4] = 3;
     for (hello, says) in [
         (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "no Darter peer"),
-        (&newer, "speaks version 2"),
+        (&newer, "speaks version 3"),
         (&b""[..], "may serve as many children"),
     ] {
         let (subscribed, ()) = tokio::join!(subscribe(), async {

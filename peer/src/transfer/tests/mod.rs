@@ -6,10 +6,19 @@ mod broken_parents;
 mod limits;
 mod quiet;
 mod serving;
+mod tickets;
 
-use std::{collections::BTreeMap, net::SocketAddr, ops::Range, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    ops::Range,
+    path::Path,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use darter_proto::{scheduler::TicketKey, ticket::Signer};
 use darter_service::Registry;
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
@@ -25,6 +34,9 @@ use crate::{
 /// Far longer than anything takes: so that a mistake is a failure, and not a hang.
 const GUARD: Duration = Duration::from_secs(90);
 
+/// Makes the tickets that are good here.
+static SIGNER: LazyLock<Signer> = LazyLock::new(|| Signer::new().unwrap());
+
 /// A parent with a store of its own.
 struct Host {
     store: Store,
@@ -33,6 +45,9 @@ struct Host {
     address: SocketAddr,
     shutdown: CancellationToken,
     serving: JoinHandle<()>,
+    keys: Keys,
+    /// The session with the scheduler that signs as [`SIGNER`] does.
+    _session: KeyInUse,
     dir: TempDir,
 }
 
@@ -57,17 +72,12 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (limits, shutdown) = (Limits::default(), CancellationToken::new());
-        let metrics = metrics();
-        let serving = Server::serve(
-            listener,
-            store.clone(),
-            limits.clone(),
-            config,
-            metrics.clone(),
-            Sources::default(),
-            shutdown.clone(),
-        );
-        Self { serving: tokio::spawn(serving), store, limits, metrics, address, shutdown, dir }
+        let (metrics, keys) = (metrics(), Keys::default());
+        let _session = learn(&keys, &SIGNER);
+        let (sources, counted) = (Sources::default(), metrics.clone());
+        let server = Server::new(store.clone(), limits.clone(), config, counted, sources, keys.clone());
+        let serving = tokio::spawn(server.serve(listener, shutdown.clone()));
+        Self { store, limits, metrics, address, shutdown, serving, keys, _session, dir }
     }
 
     /// Stores a content of `len` bytes made up from `seed`.
@@ -109,9 +119,21 @@ impl Child {
     }
 
     async fn subscribe(&self, address: SocketAddr, seed: u64) -> Subscription {
-        let (address, task) = (address.to_string(), task(seed));
-        let subscribed = self.pool.subscribe(&address, &task, self.events.clone(), seed);
-        timeout(GUARD, subscribed).await.unwrap().unwrap()
+        timeout(GUARD, self.try_subscribe(address, seed)).await.unwrap().unwrap()
+    }
+
+    async fn try_subscribe(&self, address: SocketAddr, seed: u64) -> Result<Subscription, TransferError> {
+        self.show(address, seed, ticket("child", seed)).await
+    }
+
+    /// Subscribes with this ticket.
+    async fn show(
+        &self,
+        address: SocketAddr,
+        seed: u64,
+        ticket: Bytes,
+    ) -> Result<Subscription, TransferError> {
+        self.pool.subscribe(&address.to_string(), &task(seed), ticket, self.events.clone(), seed).await
     }
 
     async fn next(&mut self) -> ParentEvent {
@@ -153,6 +175,16 @@ impl Child {
 
 fn metrics() -> TransferMetrics {
     TransferMetrics::register(&mut Registry::default())
+}
+
+fn learn(keys: &Keys, signer: &Signer) -> KeyInUse {
+    let public_key = Bytes::copy_from_slice(&signer.public_key());
+    keys.learn(&TicketKey { public_key, now: 0 }).unwrap()
+}
+
+/// A good ticket, until the end of any test.
+fn ticket(host: &str, seed: u64) -> Bytes {
+    SIGNER.sign(host, task(seed).as_str(), u64::MAX)
 }
 
 fn task(seed: u64) -> TaskId {

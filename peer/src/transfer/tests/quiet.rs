@@ -41,7 +41,10 @@ async fn a_silent_parent_is_given_up() {
     while let Ok(frame) = read_frame(&mut parent).await {
         frames.push(frame);
     }
-    assert_eq!(frames.first(), Some(&Frame::Subscribe { stream: 1, task: task(1) }));
+    assert_eq!(
+        frames.first(),
+        Some(&Frame::Subscribe { stream: 1, task: task(1), ticket: ticket("child", 1) })
+    );
     assert!(frames.len() > 2 && frames[1..].iter().all(|frame| *frame == Frame::Ping), "{frames:?}");
 }
 

@@ -113,20 +113,13 @@ async fn a_killed_parent_is_gone_with_a_reason() {
     assert!(reason.contains("closed the connection") || reason.contains("reset"), "{reason}");
 
     // Another parent at the same address is dialled anew.
-    let gone =
-        child.pool.subscribe(&host.address.to_string(), &task(1), child.events.clone(), 1).await.unwrap_err();
+    let gone = child.try_subscribe(host.address, 1).await.unwrap_err();
     assert!(matches!(gone, TransferError::Connect { .. }), "{gone}");
     let listener = TcpListener::bind(host.address).await.unwrap();
     let (store, limits) = (host.store.clone(), Limits::default());
-    tokio::spawn(Server::serve(
-        listener,
-        store,
-        limits,
-        TransferConfig::default(),
-        metrics(),
-        Sources::default(),
-        host.shutdown.clone(),
-    ));
+    let (config, sources, keys) = (TransferConfig::default(), Sources::default(), host.keys.clone());
+    let server = Server::new(store, limits, config, metrics(), sources, keys);
+    tokio::spawn(server.serve(listener, host.shutdown.clone()));
     let subscription = child.subscribe(host.address, 1).await;
     assert_eq!(child.have().await, [0..64]);
     subscription.request(63..64, Class::Stream);
@@ -176,10 +169,7 @@ async fn everything_is_given_back() {
     child.pool.close().await;
     until(|| host.metrics.children.get() == 0).await;
     assert_eq!(child.metrics.parents.get(), 0);
-    assert!(matches!(
-        child.pool.subscribe(&host.address.to_string(), &task(1), child.events.clone(), 1).await,
-        Err(TransferError::Closed)
-    ));
+    assert!(matches!(child.try_subscribe(host.address, 1).await, Err(TransferError::Closed)));
     host.stop().await;
     assert_eq!(open_sockets(port), 0);
 }
