@@ -118,7 +118,9 @@ impl Failure {
 
     /// No first byte within the deadline.
     pub(crate) fn timeout() -> Self {
-        Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", "the first byte did not arrive in time")
+        let verdict = Some(Verdict { p2p: false, why: "timeout" });
+        let message = "the first byte did not arrive in time";
+        Self { verdict, ..Self::new(StatusCode::GATEWAY_TIMEOUT, "UNKNOWN", message) }
     }
 
     /// A manifest above the limit.

@@ -11,7 +11,7 @@ use http::{
     header::{CONTENT_TYPE, ETAG},
     request::Parts,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{
     access::Caller,
@@ -50,7 +50,7 @@ impl Proxy {
             let ((), opened) = tokio::try_join!(self.allowed(named, caller, &source, &begun), open)?;
             opened
         } else {
-            self.check(named, caller, &source).await?;
+            self.check(named, caller, &source, self.check_deadline()).await?;
             open.await?
         };
         match named.kind {
@@ -91,8 +91,9 @@ impl Proxy {
         content: &Content,
     ) -> Result<(), Failure> {
         let alone = self.peer.schedulers().is_empty();
-        let granted = timeout(self.config.check_timeout, content.granted(source));
-        let checked = self.check(named, caller, source);
+        let deadline = self.check_deadline();
+        let granted = timeout_at(deadline, content.granted(source));
+        let checked = self.check(named, caller, source, deadline);
         tokio::pin!(checked);
         let granted = tokio::select! {
             granted = granted => granted.unwrap_or(false),
@@ -105,14 +106,27 @@ impl Proxy {
         Ok(())
     }
 
-    async fn check(&self, named: &Named, caller: Caller<'_>, source: &Source) -> Result<(), Failure> {
+    /// Until when the origin may say whether a caller may read, in whatever way it is asked.
+    fn check_deadline(&self) -> Instant {
+        Instant::now() + self.config.check_timeout
+    }
+
+    async fn check(
+        &self,
+        named: &Named,
+        caller: Caller<'_>,
+        source: &Source,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
         let ask = async {
-            let asked = timeout(self.config.check_timeout, self.peer.origin().allows(source)).await;
             let late = || OriginError::Timeout {
                 host: named.registry.clone(),
                 awaited: "permission for the caller",
             };
-            asked.unwrap_or_else(|_| Err(late()))
+            if Instant::now() >= deadline {
+                return Err(late());
+            }
+            timeout_at(deadline, self.peer.origin().allows(source)).await.unwrap_or_else(|_| Err(late()))
         };
         let checked = self.access.check(caller, &named.digest, ask).await;
         checked.map_err(|error| Failure::of_origin(&error, named.kind))

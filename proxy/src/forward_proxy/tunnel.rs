@@ -57,8 +57,11 @@ impl Proxy {
             });
             return Verdict { p2p: true, why: "intercepted" }.put(Ok(Response::new(answer::empty())));
         }
-        let mut there =
-            self.peer.origin().dial(&url).await.map_err(|error| Failure::of_origin(&error, Kind::Blob))?;
+        let verdict = Verdict { p2p: false, why: "tunnel" };
+        let mut there = match self.peer.origin().dial(&url).await {
+            Ok(there) => there,
+            Err(error) => return verdict.put(Err(Failure::of_origin(&error, Kind::Blob))),
+        };
         let (proxy, upgrading) = (self.clone(), upgrade::on(request));
         self.tasks.spawn(async move {
             let work = async {
@@ -70,7 +73,7 @@ impl Proxy {
             proxy.stop.run_until_cancelled(work).await;
             drop(slot);
         });
-        Verdict { p2p: false, why: "tunnel" }.put(Ok(Response::new(answer::empty())))
+        verdict.put(Ok(Response::new(answer::empty())))
     }
 }
 

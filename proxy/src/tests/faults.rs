@@ -59,6 +59,19 @@ async fn a_silent_origin_is_a_gateway_timeout() {
     let digest = registry.blob("a", &bytes(MIB), Some(Fault::Silent));
     let answer = world.get(&blob(&registry, "a", &digest)).await;
     assert_eq!((answer.status, answer.code().as_str()), (504, "UNKNOWN"));
+    world.expect_metric("darter_proxy_decisions_total{p2p=\"no\",why=\"timeout\"} 1");
+    world.stop().await;
+}
+
+#[tokio::test]
+async fn an_origin_that_is_silent_about_a_content_is_not_asked_once_more_whether_it_may_be_read() {
+    let registry = Registry::start().await;
+    let world = World::with(Config { check_timeout: Duration::from_millis(300), ..Config::default() }).await;
+    // The caller is known to be welcome from here on.
+    world.get(&blob(&registry, "a", &registry.blob("a", &bytes(1000), None))).await.content();
+    let digest = registry.blob("a", &bytes(MIB), Some(Fault::Silent));
+    assert_eq!(world.get(&blob(&registry, "a", &digest)).await.status, 504);
+    assert_eq!(registry.count(Method::HEAD, &digest.to_string()), 0);
     world.stop().await;
 }
 

@@ -95,7 +95,8 @@ async fn what_no_rule_names_is_passed_on_as_it_is() {
 #[tokio::test]
 async fn connect_opens_a_tunnel_where_it_may() {
     let registry = Registry::start().await;
-    let port = registry.name.rsplit_once(':').unwrap().1.parse().unwrap();
+    let name = registry.name.clone();
+    let port = name.rsplit_once(':').unwrap().1.parse().unwrap();
     let forward = ForwardConfig { enable: true, ports: vec![port], ..ForwardConfig::default() };
     let world = World::with(Config { forward, ..Config::default() }).await;
     let connect = async |authority: &str| {
@@ -108,7 +109,7 @@ async fn connect_opens_a_tunnel_where_it_may() {
         }
         (String::from_utf8(answer).unwrap(), stream)
     };
-    let (answer, mut stream) = connect(&registry.name).await;
+    let (answer, mut stream) = connect(&name).await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     stream.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut through = String::new();
@@ -117,6 +118,10 @@ async fn connect_opens_a_tunnel_where_it_may() {
     for refused in ["127.0.0.1:1", "169.254.169.254:443"] {
         assert!(!connect(refused).await.0.starts_with("HTTP/1.1 200"), "{refused}");
     }
+    // Where nobody listens any more.
+    registry.stop().await;
+    assert!(connect(&name).await.0.starts_with("HTTP/1.1 502"));
+    world.expect_metric("darter_proxy_decisions_total{p2p=\"no\",why=\"tunnel\"} 2");
     world.stop().await;
 }
 

@@ -101,6 +101,13 @@ impl World {
         self.ask(Method::GET, path, &[]).await
     }
 
+    /// The metrics have this line.
+    fn expect_metric(&self, line: &str) {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.metrics).unwrap();
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+
     async fn stop(self) {
         self.shutdown.cancel();
         self.serving.await.unwrap().unwrap();

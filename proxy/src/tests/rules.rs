@@ -25,15 +25,9 @@ async fn rules_choose_between_peers_origin_and_nothing() {
         }
     }
     assert_eq!(world.get(&manifest(&registry, "denied/a", "latest")).await.status, 403);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &world.metrics).unwrap();
-    for line in [
-        // Two passed on and three refused: two blobs, one tag.
-        "darter_proxy_decisions_total{p2p=\"no\",why=\"rule\"} 5",
-        "darter_proxy_decisions_total{p2p=\"yes\",why=\"default\"} 2",
-    ] {
-        assert!(text.contains(line), "{line} is not in\n{text}");
-    }
+    // Two passed on and three refused: two blobs, one tag.
+    world.expect_metric("darter_proxy_decisions_total{p2p=\"no\",why=\"rule\"} 5");
+    world.expect_metric("darter_proxy_decisions_total{p2p=\"yes\",why=\"default\"} 2");
     world.stop().await;
 }
 
