@@ -91,7 +91,7 @@ impl Access {
                 self.learn(caller, [digest.clone()]);
                 Ok(())
             }
-            Err(error) if is_no_answer(&error) && self.is_served_offline(caller, digest) => {
+            Err(error) if error.is_no_answer() && self.is_served_offline(caller, digest) => {
                 tracing::info!(registry = caller.registry, %error, "served without asking, as `offline` allows");
                 Ok(())
             }
@@ -146,15 +146,6 @@ impl Access {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
         *hasher.finalize().as_bytes()
-    }
-}
-
-/// Whether the origin did not say anything about the caller's rights.
-fn is_no_answer(error: &OriginError) -> bool {
-    match error {
-        OriginError::Status { status, .. } => *status >= 500 || *status == 429,
-        OriginError::Unreachable { .. } | OriginError::Timeout { .. } | OriginError::Tls { .. } => true,
-        _ => false,
     }
 }
 

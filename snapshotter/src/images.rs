@@ -3,6 +3,9 @@
 //! containerd prepares the layers one after another, lowest first. The first one starts all of them, so the later ones
 //! find theirs ready. As soon as one layer turns out not to be mountable, none of those still to come is: containerd
 //! fetches all layers above the first ordinary one anyway.
+//!
+//! A manifest may name any layer, and what others may read can be here already. So an image gets only layers that its own
+//! registry lets this node read in its own repository. A snapshot that was committed is not decided again: it needs nobody.
 
 use std::{
     num::NonZeroUsize,
@@ -19,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    engine::Engine,
+    engine::{Engine, NotAllowed},
     image::{Document, ImageLayer, ImageName, LayerRequest, ManifestName},
     lazy::{Hold, LayerRef, Layers},
 };
@@ -208,16 +211,38 @@ impl Images {
 
     async fn make_layer_ready(&self, image: &ImageName, layer: ImageLayer) -> Result<Ready, String> {
         let refuse = |err: String| format!("layer {}: {err}", layer.blob);
-        let hold = match self.layers.hold(&layer.diff_id) {
-            Some(hold) => hold,
+        let reference = reference(image, &layer);
+        let here = self.layers.origin_of(&layer.diff_id);
+        // Another blob is yet to be seen to have this diffID, whatever the config says.
+        let same_blob = here.as_ref().is_some_and(|here| here.blob == layer.blob);
+        let allowed =
+            async { self.allowed(&reference, here.as_ref()).await.map_err(|err| refuse(err.to_string())) };
+        let hold = match self.layers.hold(&layer.diff_id).filter(|_| same_blob) {
+            Some(hold) => {
+                allowed.await?;
+                hold
+            }
             None => {
-                let reference = reference(image, &layer);
-                let open = self.engine.layer(&reference).await.map_err(|err| refuse(err.to_string()))?;
+                let open =
+                    async { self.engine.layer(&reference).await.map_err(|err| refuse(err.to_string())) };
+                let ((), open) = tokio::try_join!(allowed, open)?;
                 self.layers.add(&reference, open).await.map_err(|err| refuse(err.to_string()))?
             }
         };
         let implies = self.layers.implies_directories(&layer.diff_id).await;
         Ok(Ready { hold, implies: implies.map_err(|err| refuse(err.to_string()))? })
+    }
+
+    /// Whether the registry lets this node read a layer. Without an answer its last one counts: what is `here` was allowed
+    /// where it came from.
+    async fn allowed(&self, layer: &LayerRef, here: Option<&LayerRef>) -> Result<(), NotAllowed> {
+        match self.engine.allows(layer).await {
+            Err(NotAllowed::NoAnswer(reason)) if here == Some(layer) => {
+                info!(layer = %layer.blob, reason, "the registry gives no answer; the layer came from there before");
+                Ok(())
+            }
+            decided => decided,
+        }
     }
 }
 

@@ -77,3 +77,14 @@ pub enum OriginError {
     #[error("this URL is not fetched: {0}")]
     InvalidUrl(String),
 }
+
+impl OriginError {
+    /// Whether the origin did not say anything about the caller's rights.
+    pub fn is_no_answer(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => *status >= 500 || *status == 429,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Tls { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -24,7 +24,9 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn tagged<'a>(&'a self, of: &'a Repository, tag: &'a str) -> BoxFuture<'a, Result<Bytes, TaskError>>;
     /// A small blob, checked.
     fn blob<'a>(&'a self, of: &'a Repository, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, TaskError>>;
-    /// A layer, as soon as it can be mounted.
+    /// Whether the registry lets this node read a layer in its repository.
+    fn allows<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<(), NotAllowed>>;
+    /// A layer, as soon as it can be mounted; whether the registry allows it is another question.
     fn layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<OpenLayer, TaskError>>;
     /// A layer that this peer knows, without asking anybody.
     fn local_layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Option<OpenLayer>>;
@@ -36,6 +38,17 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn share_start_profile<'a>(&'a self, image: &'a Digest, profile: Bytes) -> BoxFuture<'a, ()>;
     /// A published layer is not what its image says: nothing of it may be used again, and its maker is to be blamed.
     fn blame<'a>(&'a self, layer: &'a LayerDescriptor) -> BoxFuture<'a, Result<(), TaskError>>;
+}
+
+/// Why a layer is not to be read in its repository.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAllowed {
+    /// The registry said so.
+    #[error("the registry does not let this node read it: {0}")]
+    Refused(String),
+    /// The registry said nothing.
+    #[error("the registry does not say whether this node may read it: {0}")]
+    NoAnswer(String),
 }
 
 /// A layer whose index and leaf table are here, and whose leaves can be had.

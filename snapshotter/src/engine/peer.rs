@@ -11,7 +11,7 @@ use futures_util::{StreamExt, future::BoxFuture};
 use http::{HeaderValue, header::ACCEPT};
 use tracing::{debug, warn};
 
-use super::{Engine, Leaves, OpenLayer};
+use super::{Engine, Leaves, NotAllowed, OpenLayer};
 use crate::{image::Repository, lazy::LayerRef};
 
 /// Most bytes of a manifest or an image config; registries must accept manifests of 4 MiB (OCI distribution
@@ -48,6 +48,18 @@ impl Engine for Peer {
 
     fn blob<'a>(&'a self, of: &'a Repository, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, TaskError>> {
         Box::pin(async move { document(self, digest, blob_source(self.registries(), of, digest)?).await })
+    }
+
+    fn allows<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<(), NotAllowed>> {
+        Box::pin(async move {
+            let source = blob_source(self.registries(), &layer.repository, &layer.blob)
+                .map_err(|error| NotAllowed::Refused(error.to_string()))?;
+            match self.origin().allows(&source).await {
+                Ok(()) => Ok(()),
+                Err(error) if error.is_no_answer() => Err(NotAllowed::NoAnswer(error.to_string())),
+                Err(error) => Err(NotAllowed::Refused(error.to_string())),
+            }
+        })
     }
 
     fn layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<OpenLayer, TaskError>> {

@@ -208,6 +208,11 @@ impl Layers {
         self.known.hold(diff_id)
     }
 
+    /// Where a layer that is here was brought from.
+    pub(crate) fn origin_of(&self, diff_id: &Digest) -> Option<LayerRef> {
+        self.known.get(diff_id).map(|layer| layer.reference.clone())
+    }
+
     /// Keeps what is needed to mount a layer.
     pub(crate) async fn add(
         self: &Arc<Self>,

@@ -17,7 +17,7 @@ use super::{
     probe::MemoryLeaves,
 };
 use crate::{
-    engine::{Engine, OpenLayer},
+    engine::{Engine, NotAllowed, OpenLayer},
     image::Repository,
 };
 
@@ -100,6 +100,10 @@ impl Engine for Nobody {
     }
 
     fn blob<'a>(&'a self, _: &'a Repository, _: &'a Digest) -> BoxFuture<'a, Result<Bytes, TaskError>> {
+        Box::pin(pending())
+    }
+
+    fn allows<'a>(&'a self, _: &'a LayerRef) -> BoxFuture<'a, Result<(), NotAllowed>> {
         Box::pin(pending())
     }
 

@@ -7,7 +7,10 @@ use std::{
     future::pending,
     ops::Deref,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Config, MountKind, Snapshotter,
-    engine::{Engine, Leaves, OpenLayer},
+    engine::{Engine, Leaves, NotAllowed, OpenLayer},
     image::Repository,
     lazy::{LayerRef, detach_stale, keeper},
     metrics::Metrics,
@@ -71,6 +74,10 @@ pub(super) struct FakePeer {
     /// What was asked of others than this peer itself.
     pub(super) asked: Mutex<Vec<String>>,
     stalled: Mutex<HashSet<Digest>>,
+    /// The only repository in which the registry lets this node read a layer; any other layer everywhere.
+    private: Mutex<HashMap<Digest, &'static str>>,
+    /// Whether the registry gives no answer to who asks whether it may read a layer.
+    pub(super) silent: AtomicBool,
     /// Layers that are not needed any more.
     pub(super) removed: Mutex<Vec<Digest>>,
     /// Start profiles by image, as the scheduler would keep them.
@@ -335,6 +342,11 @@ impl FakePeer {
         self.stalled.lock().insert(blob.clone());
     }
 
+    /// Lets a layer be read in this repository only.
+    pub(super) fn keep_private(&self, blob: &Digest, repository: &'static str) {
+        self.private.lock().insert(blob.clone(), repository);
+    }
+
     /// Lets leaves of a layer arrive only while the sender says true.
     pub(super) fn gate(&self, blob: &Digest) -> watch::Sender<bool> {
         let (sender, open) = watch::channel(false);
@@ -373,6 +385,19 @@ impl Engine for FakePeer {
     fn blob<'a>(&'a self, _: &'a Repository, digest: &'a Digest) -> BoxFuture<'a, Result<Bytes, TaskError>> {
         let found = self.documents.lock().get(digest).cloned();
         Box::pin(self.ask(format!("blob {digest}"), found))
+    }
+
+    fn allows<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<(), NotAllowed>> {
+        let elsewhere =
+            self.private.lock().get(&layer.blob).is_some_and(|only| *only != layer.repository.name);
+        let silent = *self.offline.borrow() || self.silent.load(Ordering::Relaxed);
+        Box::pin(async move {
+            match (silent, elsewhere) {
+                (true, _) => Err(NotAllowed::NoAnswer("it is away".into())),
+                (_, true) => Err(NotAllowed::Refused("it answered 404".into())),
+                _ => Ok(()),
+            }
+        })
     }
 
     fn layer<'a>(&'a self, layer: &'a LayerRef) -> BoxFuture<'a, Result<OpenLayer, TaskError>> {

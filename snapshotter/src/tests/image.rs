@@ -44,10 +44,15 @@ impl Image {
 
     /// What containerd sends when it prepares a layer.
     pub(super) fn labels(&self, at: usize) -> Labels {
+        self.labels_in("some/image", at)
+    }
+
+    /// The same of the image in another repository.
+    pub(super) fn labels_in(&self, repository: &str, at: usize) -> Labels {
         let cri = |name: &str| format!("containerd.io/snapshot/cri.{name}");
         Labels::from([
             ("containerd.io/snapshot.ref".to_owned(), self.chain[at].to_string()),
-            (cri("image-ref"), "registry.example/some/image:1".to_owned()),
+            (cri("image-ref"), format!("registry.example/{repository}:1")),
             (cri("manifest-digest"), self.manifest.to_string()),
             (cri("layer-digest"), self.layers[at].descriptor.blob.to_string()),
         ])

@@ -4,5 +4,6 @@ mod crash;
 mod harness;
 mod image;
 mod lazy;
+mod permission;
 mod service;
 mod suite;
