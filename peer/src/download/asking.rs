@@ -17,23 +17,26 @@ impl Download {
             }
             ParentEventKind::Leaf { leaf, bytes, waited } => self.on_leaf(key, leaf, bytes, waited),
             ParentEventKind::Refused { leaves, reason } => self.on_refused(key, leaves, reason),
-            ParentEventKind::Gone(reason) => self.on_gone(key, &reason),
+            ParentEventKind::Gone(reason) => {
+                self.on_gone(key, &reason);
+            }
             ParentEventKind::Denied(reason) => {
                 tracing::debug!(task = %self.shared.id, reason, "a parent did not take the ticket");
-                self.ticket_denied = true;
-                self.on_gone(key, &reason);
+                // A parent that is given up needs no better one.
+                self.ticket_denied |= self.on_gone(key, &reason);
             }
         }
     }
 
-    pub(super) fn on_gone(&mut self, key: Key, reason: &str) {
-        if self.parents.retry(key) {
-            if let Some(plan) = &mut self.plan {
-                plan.remove_parent(key);
-            }
-        } else {
+    /// A subscription ended; returns whether the parent is asked again.
+    pub(super) fn on_gone(&mut self, key: Key, reason: &str) -> bool {
+        let again = self.parents.retry(key);
+        if !again {
             self.drop_parent(key, Fault::Gone, reason);
+        } else if let Some(plan) = &mut self.plan {
+            plan.remove_parent(key);
         }
+        again
     }
 
     pub(super) fn on_leaf(&mut self, key: Key, leaf: u32, bytes: Bytes, waited: Duration) {
