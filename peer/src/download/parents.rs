@@ -58,8 +58,11 @@ impl Parent {
         }
     }
 
+    /// The parent is subscribed to, unless it has ended the subscription already: that may be heard first.
     pub(super) fn subscribed(&mut self, subscription: Subscription) {
-        self.state = State::Subscribed(subscription);
+        if matches!(self.state, State::Connecting) {
+            self.state = State::Subscribed(subscription);
+        }
     }
 }
 
