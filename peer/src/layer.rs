@@ -311,9 +311,10 @@ mod tests {
         let json = serde_json::to_value(&ours).unwrap();
         assert_eq!(serde_json::from_value::<LayerDescriptor>(json.clone()).unwrap(), ours);
         let mut other = json.clone();
-        other["format"] = (LayerFormat::CURRENT + 1).into();
+        let next = LayerFormat::CURRENT + 1;
+        other["format"] = next.into();
         let error = serde_json::from_value::<LayerDescriptor>(other).unwrap_err();
-        assert!(error.to_string().contains("format 2"), "{error}");
+        assert!(error.to_string().contains(&format!("format {next}")), "{error}");
         let mut older = json;
         older.as_object_mut().unwrap().remove("format");
         serde_json::from_value::<LayerDescriptor>(older).unwrap_err();
