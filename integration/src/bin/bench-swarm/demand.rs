@@ -59,11 +59,11 @@ pub(crate) async fn measure() -> Result<()> {
         Cell { arm: Arm::Ours, scenario: ScenarioKind::AtOnce, content: Content::Blob, n: 1, mib: MIB };
     let [origin, scheduler] = [network.host(rack, None)?, network.host(rack, None)?];
     let [seed, node] = [network.host(rack, Some(1000))?, network.host(rack, Some(cell.rate()))?];
-    let around = Around { lab, cell: &cell, transfer: &[], origin, scheduler };
-    let _nginx = around.nginx(&memory).await?;
-    let blob = around.blobs(&memory)?.pop().context("no blob")?;
+    let around = Around { lab, cell: &cell, memory: &memory, transfer: &[], origin, scheduler };
+    let _nginx = around.nginx().await?;
+    let blob = around.blobs()?.pop().context("no blob")?;
     let _scheduler = around.scheduler().await?;
-    let mut seed = around.peer("seed", &seed, &memory, "near", true)?;
+    let mut seed = around.peer("seed", &seed, "near", true)?;
     seed.until_scheduled().await?;
     let url = format!("http://{}/{}", around.origin.address, blob.path());
     let request =
@@ -71,7 +71,7 @@ pub(crate) async fn measure() -> Result<()> {
     let mut replies = darter::client(&seed.control).await?.get(request).await?.into_inner();
     while replies.message().await?.is_some() {}
 
-    let config = around.config("node", &node, &memory, "near", false)?;
+    let config = around.config("node", &node, "near", false)?;
     let reader = node.command(lab, std::env::current_exe()?).arg("--reader").arg(config);
     let rows = reader.args(["--digest", &blob.digest]).run().await?.stdout;
     let rows: Vec<Row> = serde_json::from_str(&rows)?;

@@ -40,6 +40,8 @@ const PROXY: &str = "127.0.0.1:7400";
 pub(crate) struct Around<'a> {
     pub(crate) lab: &'a Lab,
     pub(crate) cell: &'a Cell,
+    /// A tmpfs for contents and stores.
+    pub(crate) memory: &'a Path,
     /// Further lines of the peers' `[peer.transfer]`.
     pub(crate) transfer: &'a [String],
     pub(crate) origin: Host,
@@ -79,9 +81,9 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
         hosts.push(network.host(rack, Some(mbit))?);
     }
     let link = calibrate(lab, &seed, hosts.first().context("no peers")?).await?;
-    let around = Around { lab, cell, transfer, origin, scheduler };
-    let _nginx = around.nginx(&memory).await?;
-    let blobs = around.blobs(&memory)?;
+    let around = Around { lab, cell, memory: &memory, transfer, origin, scheduler };
+    let _nginx = around.nginx().await?;
+    let blobs = around.blobs()?;
     let len: u64 = blobs.iter().map(|blob| blob.len).sum();
     let mut row = Row { link_mbit: link * 8e-6, bound_s: len as f64 / link, ..Row::of(cell) };
 
@@ -94,11 +96,11 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
         return Ok(row);
     }
     let mut scheduler = around.scheduler().await?;
-    let mut seed = around.peer("seed", &seed, &memory, "near", true)?;
+    let mut seed = around.peer("seed", &seed, "near", true)?;
     let mut peers = Vec::new();
     for (number, host) in hosts.iter().enumerate() {
         let rack = if number < cell.n / 2 { "near" } else { "far" };
-        peers.push(around.peer(&format!("peer{number}"), host, &memory, rack, false)?);
+        peers.push(around.peer(&format!("peer{number}"), host, rack, false)?);
     }
     for peer in peers.iter_mut().chain([&mut seed]) {
         peer.until_scheduled().await?;
@@ -144,8 +146,8 @@ pub(crate) async fn run(lab: &Lab, cell: &Cell, transfer: &[String]) -> Result<R
 
 impl Around<'_> {
     /// The origin: nginx, with one worker.
-    pub(crate) async fn nginx(&self, memory: &Path) -> Result<Process> {
-        let (dir, root) = (self.lab.subdir("nginx")?, memory.join("origin"));
+    pub(crate) async fn nginx(&self) -> Result<Process> {
+        let (dir, root) = (self.lab.subdir("nginx")?, self.memory.join("origin"));
         fs::create_dir_all(&root)?;
         let http = format!(
             "log_format sent '$body_bytes_sent';
@@ -169,12 +171,12 @@ impl Around<'_> {
         Ok(log.lines().filter_map(|line| line.parse::<u64>().ok()).sum())
     }
 
-    pub(crate) fn blobs(&self, memory: &Path) -> Result<Vec<Blob>> {
+    pub(crate) fn blobs(&self) -> Result<Vec<Blob>> {
         let mut blobs = Vec::new();
         for (number, len) in self.cell.blobs().into_iter().enumerate() {
             let bytes = noise(number.to_le_bytes(), usize::try_from(len)?);
             let blob = Blob { digest: format!("sha256:{}", hex::encode(Sha256::digest(&bytes))), len };
-            let path = memory.join("origin").join(blob.path());
+            let path = self.memory.join("origin").join(blob.path());
             fs::create_dir_all(path.parent().context("a path has a parent")?)?;
             fs::write(path, &bytes)?;
             blobs.push(blob);
@@ -212,29 +214,15 @@ impl Around<'_> {
         Ok(Metrics::parse(&metrics).sum("darter_scheduler_messages_total", &[]))
     }
 
-    pub(crate) fn peer(
-        &self,
-        name: &str,
-        host: &Host,
-        memory: &Path,
-        rack: &str,
-        seed: bool,
-    ) -> Result<Peer> {
-        let config = self.config(name, host, memory, rack, seed)?;
+    pub(crate) fn peer(&self, name: &str, host: &Host, rack: &str, seed: bool) -> Result<Peer> {
+        let config = self.config(name, host, rack, seed)?;
         let program = host.program(name, target::darter()?).arg("peer").arg("--config").arg(config);
         let control = self.lab.dir().join(name).join("peer.sock");
         Ok(Peer { host: host.clone(), control, process: Process::start(self.lab, program)? })
     }
 
     /// Writes a peer's configuration.
-    pub(crate) fn config(
-        &self,
-        name: &str,
-        host: &Host,
-        memory: &Path,
-        rack: &str,
-        seed: bool,
-    ) -> Result<PathBuf> {
+    pub(crate) fn config(&self, name: &str, host: &Host, rack: &str, seed: bool) -> Result<PathBuf> {
         let dir = self.lab.subdir(name)?;
         let control = dir.join("peer.sock");
         let policy = match self.cell.arm {
@@ -255,7 +243,7 @@ impl Around<'_> {
             log = log(),
             scheduler = self.scheduler.address,
             origin = self.origin.address,
-            store = memory.join(name),
+            store = self.memory.join(name),
             address = host.address,
             transfer = self.transfer.join("\n"),
         );
