@@ -314,7 +314,7 @@ impl Entry {
 
     /// Whether [`Self::check_leaf`] would not read any of these leaves. Does not block.
     pub fn is_checked(&self, leaves: Range<u32>) -> bool {
-        let version = self.open().ok().and_then(|file| Version::of(file).ok());
+        let version = self.version().ok();
         let Some(version) = version.filter(|_| !self.is_removed()) else { return false };
         let owned = leaves.clone().all(|leaf| self.record.owns(leaf));
         owned && self.record.checks(|checks| leaves.into_iter().all(|leaf| checks.has(leaf, version)))
